@@ -1,0 +1,16 @@
+"""Agglomerator: interpretable part-whole hierarchies for images (Garau et al., CVPR 2022)."""
+
+__all__ = ["Agglomerator", "load_checkpoint"]
+
+
+def __getattr__(name):
+    # PyTorch takes seconds to import: only who asks for the model pays for it, not `--help`.
+    if name == "Agglomerator":
+        from agglomerator.model import Agglomerator
+
+        return Agglomerator
+    if name == "load_checkpoint":
+        from agglomerator.checkpoints import load_checkpoint
+
+        return load_checkpoint
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

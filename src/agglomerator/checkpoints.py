@@ -1,0 +1,213 @@
+"""Checkpoints, this project's and the published ones, read without running what they carry.
+
+A checkpoint of this project is Lightning's, with the settings under `hyper_parameters`. A published
+one (Lightning 1.5, torch 1.10) holds the same tensors by the same names, and beside them pickled
+internals of its scheduler, which are passed over.
+"""
+
+import dataclasses
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import serialization
+
+from agglomerator.model import Agglomerator
+from agglomerator.settings import FIELDS, MODEL_SETTINGS, Settings, UserError
+
+PREFIX = "model."
+
+# Names that published checkpoints pickle beside their tensors. None of them is needed: an inert
+# object takes the place of each, and any other name is a reason to refuse the file.
+PASSED_OVER = ("builtins.getattr", "torch.optim.", "pytorch_lightning.", "pl_bolts.")
+
+
+class _Inert:
+    """Takes the place of whatever a pickle names; does nothing with what it is given."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file says of the network.
+
+    Attributes:
+        path: of the file.
+        weights: state dict of the `Agglomerator`.
+        settings: by name, as far as the file tells: all of them in this project's own format,
+            those that shapes show in the published one.
+        stage: "contrastive", "supervised" or "finetuned"; None in the published format.
+        epoch: epochs done.
+    """
+
+    path: Path
+    weights: dict
+    settings: dict
+    stage: str | None
+    epoch: int | None
+
+
+def read(path):
+    """Read a checkpoint file safely.
+
+    Raises:
+        UserError: there is no such file, it is broken or of another kind, or it carries code.
+    """
+    path = Path(path)
+    where = f"--load_checkpoint_dir={path}"
+    if path.is_dir():
+        found = sorted(map(str, path.rglob("*.ckpt")))
+        way_out = f"did you mean {found[0]}?" if found else "name the file itself."
+        raise UserError(f"{where}: is a folder; {way_out}")
+    if not path.is_file():
+        raise UserError(f"{where}: there is no such file.")
+    content = _load(path, where)
+    weights = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
+    ):
+        raise UserError(f"{where}: holds no state dict of tensors; it is no checkpoint of a model.")
+    weights = {name.removeprefix(PREFIX): value for name, value in weights.items()}
+    stored = content.get("hyper_parameters")
+    stored = stored if isinstance(stored, dict) else {}
+    settings = {name: value for name, value in stored.items() if name in FIELDS}
+    try:
+        shown = shapes_show(weights)
+    except (KeyError, ValueError, AttributeError, IndexError, ZeroDivisionError):
+        raise UserError(f"{where}: holds a network, but not an Agglomerator.") from None
+    epoch = content.get("epoch")
+    return Checkpoint(
+        path=path,
+        weights=weights,
+        settings=shown | settings,
+        stage=stored.get("stage") if isinstance(stored.get("stage"), str) else None,
+        epoch=epoch if isinstance(epoch, int) else None,
+    )
+
+
+def _load(path, where):
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{where}: is cut short or no checkpoint at all; copy or write it anew.")
+    try:
+        foreign = serialization.get_unsafe_globals_in_checkpoint(path)
+        refused = [name for name in foreign if not name.startswith(PASSED_OVER)]
+        if refused:
+            raise UserError(
+                f"{where}: carries code ({', '.join(sorted(refused)[:3])}), which a checkpoint has "
+                "no need of; refused, nothing of it was run."
+            )
+        inert = [(_Inert, name) for name in foreign]
+        with serialization.safe_globals(inert):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError,
+            AttributeError, IndexError, OSError, AssertionError, zipfile.BadZipFile):  # fmt: skip
+        raise UserError(f"{where}: is damaged or no checkpoint; copy or write it anew.") from None
+
+
+def shapes_show(weights):
+    """The settings that the shapes of a state dict show.
+
+    Those that leave no trace in shapes (iters, denoise_iter, dropout, consensus_self) are left
+    out; image_size is taken for four times the grid, the published tokenizer's stride.
+    """
+    conv = [weights[f"image_to_tokens.0.block.{i}.weight"].shape for i in (0, 6)]
+    levels, patch_dim = weights["init_levels"].shape
+    patch_size = round((patch_dim / conv[1][0]) ** 0.5)
+    n_columns = weights["bottom_up.net.1.weight"].shape[0]
+    grid = round(n_columns**0.5) * patch_size
+    mask = weights.get("attention.non_local_mask")
+    settings = {
+        "patch_size": patch_size,
+        "patch_dim": patch_dim,
+        "levels": levels,
+        "n_channels": conv[0][1],
+        "conv_image_size": grid,
+        "image_size": 4 * grid,
+        "contr_dim": weights["contrastive_head.10.weight"].shape[0],
+        "n_classes": weights["classification_head_from_contr.2.weight"].shape[0],
+        "local_consensus_radius": 0 if mask is None else _radius(mask[0], grid // patch_size),
+    }
+    return settings
+
+
+def _radius(mask, grid_size):
+    """Largest distance, in columns along a side, at which the mask lets columns attend."""
+    return int((~mask[0, :grid_size]).sum()) - 1
+
+
+def build(checkpoint, **flags):
+    """The network of a checkpoint with its weights, in evaluation mode.
+
+    Args:
+        checkpoint: what `read` returned.
+        **flags: settings that win over those of the checkpoint.
+
+    Raises:
+        UserError: the weights do not fit the settings; the message names the flags to set.
+    """
+    where = f"--load_checkpoint_dir={checkpoint.path}"
+    settings = checkpoint.settings | flags
+    if "conv_image_size" in flags and "image_size" not in flags | checkpoint.settings:
+        settings["image_size"] = 4 * flags["conv_image_size"]
+    shown = shapes_show(checkpoint.weights)
+    shown.pop("image_size")
+    wrong = {name: value for name, value in shown.items() if settings[name] != value}
+    if wrong:
+        fit = " ".join(f"--{name}={value}" for name, value in wrong.items())
+        have = ", ".join(f"{name}={settings[name]}" for name in wrong)
+        raise UserError(f"{where}: its weights do not fit {have}; use {fit}")
+    model = Agglomerator(**settings)
+    expected = model.state_dict()
+    problems = [
+        f"{name} is missing" for name in expected.keys() - checkpoint.weights.keys()
+    ] + [f"{name} is unknown" for name in checkpoint.weights.keys() - expected.keys()]
+    problems += [
+        f"{name} is {tuple(checkpoint.weights[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in checkpoint.weights and checkpoint.weights[name].shape != value.shape
+    ]
+    if problems:
+        raise UserError(f"{where}: its weights do not fit the network: {sorted(problems)[0]}.")
+    model.load_state_dict(checkpoint.weights)
+    return model.eval()
+
+
+def load_checkpoint(path, **flags):
+    """Load a network from a checkpoint of this project or of the published code.
+
+    Args:
+        path: of the file.
+        **flags: settings by the names of the flags; those given win over stored ones.
+
+    Returns:
+        The `Agglomerator`, on the CPU, in evaluation mode.
+
+    Raises:
+        UserError: the file cannot be read, carries code, or does not fit the flags.
+    """
+    return build(read(path), **flags)
+
+
+def complete(settings, given, checkpoint):
+    """Settings with what the user did not give taken from the checkpoint, where it tells.
+
+    Args:
+        settings: of the command line.
+        given: names of the settings that the user gave.
+        checkpoint: what `read` returned.
+    """
+    wanted = (*MODEL_SETTINGS, "dataset", "image_size", "n_channels", "n_classes")
+    taken = {
+        name: value
+        for name, value in checkpoint.settings.items()
+        if name in wanted and name not in given
+    }
+    if checkpoint.stage is None and "conv_image_size" in given:
+        taken.pop("image_size", None)
+    return settings.replace(**taken)

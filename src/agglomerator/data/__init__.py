@@ -1,0 +1,1 @@
+"""Data: the data sets, augmentation in batches, and what feeds a run."""

@@ -1,0 +1,136 @@
+"""The command line: one absl flag of each setting, grouped help, errors of one line."""
+
+import dataclasses
+import textwrap
+from types import NoneType
+
+from absl import flags
+
+from agglomerator.settings import FIELDS, Settings, UserError, value_types
+
+FLAGS = flags.FLAGS
+
+USAGE = """\
+Agglomerator: interpretable part-whole hierarchies for images.
+
+  python src/main.py --flagfile config/config_FashionMNIST.cfg
+  python src/main.py --flagfile config/config_FashionMNIST.cfg --supervise --load_checkpoint_dir CKPT
+  python src/main.py --flagfile config/config_FashionMNIST.cfg --supervise --mode test --load_checkpoint_dir CKPT
+
+Every setting is a flag, on the command line or in a file named by --flagfile, one a line; the
+later one counts.
+"""
+GROUPS = {
+    "run": "What to do",
+    "data": "Data",
+    "model": "Model",
+    "training": "Training",
+    "pictures": "Pictures and logs",
+    "machine": "Machine",
+}
+
+
+class _ShareOrNumber(flags.ArgumentParser):
+    """A share of batches (0.5, 1.0) or, written without a point, their number (1, 10)."""
+
+    def parse(self, argument):
+        if isinstance(argument, int | float):
+            return argument
+        value = float(argument)
+        if "." not in argument or value > 1:
+            if value != int(value):
+                raise ValueError("must be a share from 0.0 to 1.0 or a whole number of batches.")
+            return int(value)
+        return value
+
+    def flag_type(self):
+        return "share or number"
+
+
+class _OptionalInteger(flags.IntegerParser):
+    """An integer, or the word None."""
+
+    def parse(self, argument):
+        return None if argument in ("None", "none", "") else super().parse(argument)
+
+
+def define():
+    """Define a flag for every setting, with its name, type, default and help."""
+    for name, option in FIELDS.items():
+        types, default, help = value_types(name), option.default, option.metadata["help"]
+        if types == (bool,):
+            flags.DEFINE_boolean(name, default, help)
+        elif types == (int,):
+            flags.DEFINE_integer(name, default, help)
+        elif types == (float,) or types == (float, NoneType):
+            flags.DEFINE_float(name, default, help)
+        elif types == (int, NoneType):
+            flags.DEFINE(_OptionalInteger(), name, default, help)
+        elif types == (int, float):
+            flags.DEFINE(_ShareOrNumber(), name, default, help)
+        else:
+            flags.DEFINE_string(name, default, help)
+
+
+def parse(argv):
+    """Read the command line and its flagfiles.
+
+    Returns:
+        (settings, given): the checked `Settings`, and the set of names that the user gave.
+
+    Raises:
+        UserError: a flag is unknown, malformed, out of its limits, or flags contradict each other.
+        SystemExit: help was asked for, and printed.
+    """
+    if any(argument in ("-h", "-help", "--help", "--helpshort") for argument in argv[1:]):
+        print(help_text())
+        raise SystemExit(0)
+    try:
+        rest = FLAGS(argv)
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from None
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]}: not a flag; flags are written --name=value (see --help).")
+    given = {name for name in FIELDS if FLAGS[name].present}
+    return Settings(**{name: FLAGS[name].value for name in FIELDS}), given
+
+
+def write(settings, path):
+    """Write all settings as a flagfile."""
+    lines = (
+        f"--{name}={value}"
+        for name, value in dataclasses.asdict(settings).items()
+        if value is not None
+    )
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def help_text():
+    """All flags by subject, with types, limits and defaults."""
+    lines = [USAGE]
+    for group, title in GROUPS.items():
+        lines.append(f"{title}:")
+        for name, option in FIELDS.items():
+            if option.metadata["group"] == group:
+                lines += _describe(name, option)
+        lines.append("")
+    lines.append("--flagfile: file of flags, one a line; # begins a comment.")
+    return "\n".join(lines)
+
+
+def _describe(name, option):
+    data = option.metadata
+    kinds = [t.__name__ for t in value_types(name) if t is not NoneType]
+    limits = []
+    if data["choices"]:
+        kinds = ["|".join(map(str, data["choices"]))]
+    if data["low"] is not None and data["high"] is not None:
+        limits.append(f"{data['low']} to {data['high']}")
+    elif data["low"] is not None:
+        limits.append(f"at least {data['low']}")
+    kind = " or ".join(kinds) + "".join(f", {limit}" for limit in limits)
+    if kinds == ["bool"]:
+        head = f"  --[no]{name}  (default {option.default})"
+    else:
+        head = f"  --{name}={kind}  (default {option.default})"
+    return [head, *textwrap.wrap(data["help"], 88, initial_indent=" " * 6, subsequent_indent=" " * 6)]

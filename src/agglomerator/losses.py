@@ -1,0 +1,49 @@
+"""The supervised contrastive loss, over all processes as if they were one batch."""
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional
+
+
+def gather(x, differentiable=False):
+    """Rows of x (N, ...) of all processes, in the order of ranks: (world * N, ...)."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return x
+    if differentiable:
+        return torch.cat(dist.nn.functional.all_gather(x))
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x)
+    return torch.cat(parts)
+
+
+def supervised_contrastive_loss(embedding, labels, temperature=0.07, across_processes=True):
+    """Supervised contrastive loss (Khosla et al. 2020, arXiv 2004.11362, L_out of equation 2).
+
+    Every view is an anchor; its positives are all other views of its class, its negatives all
+    other views, of every process. Anchors without a positive are left out of the mean. In each
+    process the value is the mean over its own anchors: the mean over processes, which is what
+    DistributedDataParallel makes of the gradients, is the loss of the whole batch.
+
+    Args:
+        embedding: (N, contr_dim), rows of unit length; the same N in every process.
+        labels: (N,) integers.
+        temperature: tau; the loss is scaled by tau / 0.07, as published.
+        across_processes: False to look at the views of this process alone.
+
+    Returns:
+        The loss, a float32 scalar.
+    """
+    embedding = embedding.float()
+    others, other_labels = embedding, labels
+    if across_processes:
+        others, other_labels = gather(embedding, differentiable=True), gather(labels)
+    rank = dist.get_rank() if len(others) > len(embedding) else 0
+    itself = torch.arange(len(embedding), device=labels.device) + rank * len(embedding)
+
+    similarity = embedding @ others.mT / temperature
+    similarity = similarity.scatter(1, itself[:, None], -torch.inf)
+    log_prob = similarity.log_softmax(1)
+    positive = (labels[:, None] == other_labels).scatter(1, itself[:, None], False)
+    n_positives = positive.sum(1)
+    per_anchor = log_prob.masked_fill(~positive, 0).sum(1) / n_positives.clamp(min=1)
+    return -(temperature / 0.07) * per_anchor.sum() / (n_positives > 0).sum().clamp(min=1)

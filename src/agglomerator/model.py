@@ -1,0 +1,282 @@
+"""The Agglomerator network: tokenizer, column nets, consensus, the column loop, heads.
+
+Garau, Bisagno, Sambugaro, Conci, "Interpretable part-whole hierarchies and conceptual-semantic
+relationships in neural networks", CVPR 2022, arXiv 2203.03282; Hinton, "How to represent part-whole
+hierarchies in a neural network", arXiv 2102.12627. Read it from top to bottom.
+
+Shapes: B images, G cells on a side of the tokenizer's grid, p cells on a side of a patch,
+S = G / p columns on a side, n = S * S columns (row-major), K levels of width d.
+Parameters bear the names of the published state dict, so that published weights load as they are.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops.layers.torch import Rearrange
+from torch import nn
+
+from agglomerator.settings import Settings
+
+SELF_SCORE = -5e-4
+
+
+class Tokenizer(nn.Module):
+    """Convolutional tokenizer (ConvMLP, Li et al. 2021, arXiv 2109.04454).
+
+    (B, n_channels, image_size, image_size) -> (B, E, G, G), where G is image_size / stride,
+    rounded up.
+
+    Args:
+        n_channels: channels of the images.
+        channels: E, channels of the output; even.
+        stride: 4 as published (the first convolution and the pooling halve the grid), 2 (only the
+            convolution does) or 1.
+    """
+
+    def __init__(self, n_channels, channels, stride=4):
+        super().__init__()
+        half = channels // 2
+        conv_stride, pool_stride = {4: (2, 2), 2: (2, 1), 1: (1, 1)}[stride]
+        self.block = nn.Sequential(
+            nn.Conv2d(n_channels, half, 3, stride=conv_stride, padding=1, bias=False),
+            nn.BatchNorm2d(half),
+            nn.ReLU(),
+            nn.Conv2d(half, half, 3, padding=1, bias=False),
+            nn.BatchNorm2d(half),
+            nn.ReLU(),
+            nn.Conv2d(half, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=pool_stride, padding=1),
+        )
+        for module in self.block:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, images):
+        return self.block(images)
+
+
+class LevelLinear(nn.Module):
+    """A linear map of its own for every level, each one matrix product over the whole batch.
+
+    The weight is stored as that of a grouped 1x1 convolution, (K * d_out, d_in, 1), level by
+    level, or with the levels in reversed order.
+    """
+
+    def __init__(self, levels, d_in, d_out, reverse=False):
+        super().__init__()
+        self.levels, self.reverse = levels, reverse
+        self.weight = nn.Parameter(torch.empty(levels * d_out, d_in, 1))
+        self.bias = nn.Parameter(torch.empty(levels * d_out))
+        bound = 1 / math.sqrt(d_in)
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x, levels):
+        """x (k, d_in, m), levels: slice of the k levels that it holds -> (k, d_out, m)."""
+        weight = self.weight.view(self.levels, -1, self.weight.shape[1])
+        bias = self.bias.view(self.levels, -1, 1)
+        if self.reverse:
+            weight, bias = weight.flip(0), bias.flip(0)
+        return torch.baddbmm(bias[levels], weight[levels], x)
+
+
+class Sine(nn.Module):
+    """The sine as activation."""
+
+    def forward(self, x):
+        return x.sin()
+
+
+class ColumnNet(nn.Module):
+    """The two-layer net of every level, the same in all columns.
+
+    LayerNorm over the n columns (not over channels), linear d -> 4d, activation, LayerNorm over
+    the n columns, linear 4d -> d. Each level has its linear maps; the norms are shared by all.
+    """
+
+    def __init__(self, levels, d, n_columns, activation, reverse=False):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Identity(),
+            nn.LayerNorm(n_columns),
+            LevelLinear(levels, d, 4 * d, reverse),
+            activation,
+            nn.LayerNorm(n_columns),
+            LevelLinear(levels, 4 * d, d, reverse),
+        )
+
+    def forward(self, x, levels):
+        """x (k, d, B, n), levels: slice of the k levels that it serves -> (k, d, B, n)."""
+        _, norm, expand, activation, norm_hidden, contract = self.net
+        b, n = x.shape[2:]
+        hidden = activation(expand(norm(x).flatten(2), levels))  # (k, 4d, B * n)
+        hidden = norm_hidden(hidden.unflatten(2, (b, n)))  # (k, 4d, B, n)
+        return contract(hidden.flatten(2), levels).unflatten(2, (b, n))
+
+
+class ConsensusAttention(nn.Module):
+    """Attention among the columns of an image, for each level apart, without learned projections.
+
+    q = L, key = L / |L|, value = L; a column's score with itself is -5e-4 unless `consensus_self`;
+    with a radius r > 0, columns farther apart than r on the grid do not attend to each other.
+    """
+
+    def __init__(self, grid_size, consensus_self=False, radius=0):
+        super().__init__()
+        self.consensus_self = consensus_self
+        if radius > 0:
+            side = torch.arange(grid_size, dtype=torch.float32)
+            place = torch.cartesian_prod(side, side)  # (n, 2), row-major
+            squared = (place[:, None] - place[None]).square().sum(-1)
+            self.register_buffer("non_local_mask", (squared > radius**2)[None])
+        else:
+            self.non_local_mask = None
+
+    def forward(self, levels):
+        """(K, d, B, n) -> (K, d, B, n)."""
+        k, d, b, n = levels.shape
+        value = levels.permute(0, 2, 3, 1).reshape(k * b, n, d)
+        key = F.normalize(value, dim=-1)
+        scores = value @ key.mT / math.sqrt(d)  # (K * B, n, n)
+        if not self.consensus_self:
+            itself = torch.eye(n, dtype=torch.bool, device=scores.device)
+            scores = scores.masked_fill(itself, SELF_SCORE)
+        if self.non_local_mask is not None:
+            scores = scores.masked_fill(self.non_local_mask, -math.inf)
+        agreed = scores.softmax(-1).to(value.dtype) @ value
+        return agreed.view(k, b, n, d).permute(0, 3, 1, 2)
+
+
+def contrastive_head(n_columns, d, contr_dim, dropout):
+    """Top level (B, n, d) -> embedding (B, contr_dim), not yet of unit length."""
+    width = n_columns * d
+    return nn.Sequential(
+        nn.LayerNorm(d),
+        nn.Dropout(dropout),
+        nn.Flatten(),
+        nn.LayerNorm(width),
+        nn.Dropout(dropout),
+        nn.Linear(width, width),
+        nn.LayerNorm(width),
+        nn.GELU(),
+        nn.LayerNorm(width),
+        nn.Dropout(dropout),
+        nn.Linear(width, contr_dim),
+    )
+
+
+class Agglomerator(nn.Module):
+    """Images -> columns of levels that come to agree -> embedding -> classes.
+
+    Args:
+        **flags: settings by the names of the flags, with their defaults (`Settings`). Those that
+            do not concern the network are accepted and have no effect here.
+
+    Raises:
+        UserError: the settings do not make a network; the message names values that do.
+        TypeError: there is no setting of that name.
+
+    Example:
+        >>> model = Agglomerator(patch_dim=64, image_size=28, conv_image_size=7, n_channels=1)
+        >>> model(torch.rand(2, 1, 28, 28)).shape
+        torch.Size([2, 512])
+    """
+
+    def __init__(self, **flags):
+        super().__init__()
+        self.settings = s = Settings(**flags)
+        d, n = s.patch_dim, s.n_columns
+        self.image_to_tokens = nn.Sequential(
+            Tokenizer(s.n_channels, s.token_channels, s.tokenizer_stride),
+            Rearrange("b e (i p) (j q) -> (e p q) b (i j)", p=s.patch_size, q=s.patch_size),
+        )
+        self.init_levels = nn.Parameter(torch.randn(s.levels, d))
+        self.bottom_up = ColumnNet(s.levels, d, n, nn.GELU())
+        # Stored in reversed order: the first group of weights serves level K-2, the last level 0.
+        self.top_down = ColumnNet(s.levels - 1, d, n, Sine(), reverse=True)
+        self.attention = ConsensusAttention(s.grid_size, s.consensus_self, s.local_consensus_radius)
+        self.wl = nn.Parameter(torch.tensor(0.25))
+        self.wBU = nn.Parameter(torch.tensor(0.25))
+        self.wTD = nn.Parameter(torch.tensor(0.25))
+        self.wA = nn.Parameter(torch.tensor(0.25))
+        self.contrastive_head = contrastive_head(n, d, s.contr_dim, s.dropout)
+        self.classification_head_from_contr = nn.Sequential(
+            nn.Linear(s.contr_dim, s.contr_dim), nn.GELU(), nn.Linear(s.contr_dim, s.n_classes)
+        )
+
+    def iterate(self, state, parts, keep, alike=False):
+        """One iteration of the column loop, all four contributions from the old state.
+
+        Args:
+            state: (k, d, B, n), the k highest levels, all K or at least one more than `keep`.
+            parts: (1, d, B, n), what the tokens send to level 0, the same in every iteration.
+            keep: how many of the highest levels are wanted.
+            alike: the columns of the state are all equal, as they are at first.
+
+        Returns:
+            (keep, d, B, n), the new highest levels.
+        """
+        levels, k = self.settings.levels, len(state)
+        lowest = levels - keep
+        own = state[k - keep :]
+        # The norm of equal columns passes no gradient on, but in floats rounding noise, large.
+        source = state.detach() if alike else state
+        if lowest == 0:
+            below = self.bottom_up(source[:-1], slice(1, levels))
+            below = torch.cat((parts, below.expand(-1, -1, parts.shape[2], -1)))
+        else:
+            below = self.bottom_up(source[k - keep - 1 : -1], slice(lowest, levels))
+        new = self.wl * own + self.wBU * below + self.wA * self.attention(own)
+        if keep == 1:
+            return new / 3
+        above = self.top_down(source[k - keep + 1 :], slice(lowest, levels - 1))
+        return torch.cat(((new[:-1] + self.wTD * above) / 4, new[-1:] / 3))
+
+    def _start(self, images):
+        """images -> the initial state, equal in all images, (K, d, 1, n), and what iterate calls
+        parts, (1, d, B, n)."""
+        tokens = self.image_to_tokens(images)  # (d, B, n)
+        parts = self.bottom_up(tokens[None], slice(0, 1))
+        state = self.init_levels[:, :, None, None].expand(-1, -1, 1, tokens.shape[2])
+        return state, parts
+
+    def states(self, images, iters=None, levels=None):
+        """The state after every iteration, from which islands are drawn.
+
+        Args:
+            images: (B, n_channels, image_size, image_size).
+            iters: number of iterations; None for that of the settings.
+            levels: (B, n, K, d), a state to go on from instead of the initial one.
+
+        Returns:
+            (iters + 1, B, n, K, d), the state gone on from first.
+        """
+        state, parts = self._start(images)
+        if levels is not None:
+            state = levels.permute(2, 3, 0, 1)
+        states = [state.expand(-1, -1, len(images), -1)]
+        for t in range(self.settings.n_iters if iters is None else iters):
+            alike = t == 0 and levels is None
+            state = self.iterate(state, parts, keep=self.settings.levels, alike=alike)
+            states.append(state)
+        return torch.stack(states).permute(0, 3, 4, 1, 2)
+
+    def forward(self, images):
+        """images (B, n_channels, image_size, image_size) -> embedding (B, contr_dim), unit length.
+
+        Levels that the state that feeds the head does not depend on are not computed.
+        """
+        state, parts = self._start(images)
+        last = self.settings.denoise_iter % (self.settings.n_iters + 1)
+        for t in range(last):
+            keep = min(self.settings.levels, last - t)
+            state = self.iterate(state, parts, keep, alike=t == 0)
+        top = state[-1].expand(-1, len(images), -1).permute(1, 2, 0)  # (B, n, d)
+        return F.normalize(self.contrastive_head(top), dim=-1)
+
+    def classify(self, images):
+        """images (B, n_channels, image_size, image_size) -> logits (B, n_classes)."""
+        return self.classification_head_from_contr(self(images))

@@ -1,0 +1,441 @@
+"""The runs: train, test, freeze, all; and the one place that builds the Trainer."""
+
+import dataclasses
+import logging
+import netrc
+import os
+import shlex
+import shutil
+import sys
+import time
+import warnings
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import (
+    Callback,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    TQDMProgressBar,
+)
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from agglomerator import checkpoints, flags, report
+from agglomerator.data.module import Data
+from agglomerator.islands import IslandsView
+from agglomerator.model import Agglomerator
+from agglomerator.settings import INPUT_SETTINGS, MODEL_SETTINGS, UserError
+from agglomerator.stages import Stage, stage_of
+
+STAGE_PREFIX = {"contrastive": "", "supervised": "supervised_", "finetuned": "finetuned_"}
+
+
+def run(settings, given):
+    """Do what the settings ask for.
+
+    Args:
+        settings: of the command line.
+        given: names of the settings that the user gave.
+
+    Raises:
+        UserError: it cannot be done; nothing of an earlier run is lost.
+    """
+    quiet_libraries()
+    if settings.mode == "all":
+        run_all(settings, given)
+    else:
+        {"train": train, "test": test, "freeze": freeze}[settings.mode](settings, given)
+
+
+def run_all(settings, given):
+    """Stage one, stage two from its best checkpoint, test, with a picture of the islands."""
+    say("Stage one: contrastive pre-training")
+    stage_one = dataclasses.replace(settings, supervise=False, finetune=False)
+    best = train(stage_one, given, advise=False)
+    say("Stage two: the classifier")
+    stage_two = settings.replace(
+        supervise=True, resume_training=False, load_checkpoint_dir=str(best)
+    )
+    best = train(stage_two, given, advise=False)
+    say("Test")
+    test(settings.replace(plot_islands=True, load_checkpoint_dir=str(best)), given)
+
+
+def train(settings, given, advise=True):
+    """Train one stage; returns the path of its best checkpoint."""
+    stage = stage_of(settings)
+    settings = of_stage(settings)
+    folder = run_folder(settings)
+    start = checkpoint_to_start(settings, folder)
+    if start is None and stage == "supervised":
+        raise UserError(
+            "--supervise: trains a classifier on a trained network; name its checkpoint by "
+            f"--load_checkpoint_dir, as {folder / 'checkpoints' / 'best.ckpt'}, or let everything "
+            "learn by --finetune."
+        )
+    settings, model = network(settings, given, start)
+    data = load_data(settings)
+    module = Stage(model, settings, data)
+    going_on = settings.resume_training and start is not None and start.stage == stage
+    if settings.resume_training and start is not None and not going_on:
+        of = "the published format" if start.stage is None else f"the {start.stage} stage"
+        say(f"{start.path} is of {of}: the {stage} stage starts from its weights.")
+    prefix = STAGE_PREFIX[stage]
+    if not going_on:
+        put_aside(folder, stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    flags.write(settings, folder / f"{prefix}flags.cfg")
+    best = ModelCheckpoint(
+        folder / "checkpoints",
+        filename=f"{prefix}best",
+        monitor="val_acc" if settings.limit_val else None,
+        mode="max",
+        enable_version_counter=False,
+    )
+    last = ModelCheckpoint(
+        folder / "checkpoints",
+        filename=f"{prefix}last",
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
+    )
+    trainer = build_trainer(settings, stage, [best, last, LearningRateMonitor("step")])
+    say(
+        f"{settings.dataset}: {len(data.train)} images to train on, {len(data.val)} to validate; "
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters; "
+        f"on {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}"
+        f" x {trainer.world_size}"
+    )
+    began = time.monotonic()
+    ckpt_path = str(start.path) if going_on else None
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    if trainer.interrupted:
+        say(f"Stopped. Go on by: {command(settings, resume_training=True)}")
+        raise SystemExit(130)
+    best_path = Path(best.best_model_path or last.best_model_path)
+    minutes = (time.monotonic() - began) / 60
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    say(f"\n{stage} training: {trainer.current_epoch} epochs, {minutes:.1f} minutes")
+    for name in ("train_loss", "train_acc", "val_loss", "val_acc"):
+        if name in metrics:
+            say(f"  {name:<11} {metrics[name]:.4f}")
+    say(f"  best        {best_path}")
+    say(f"  last        {last.best_model_path}")
+    say(f"  metrics     {folder / 'logs' / stage / 'metrics.csv'}")
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and logger._offline:
+            say(f"  wandb       logged offline; upload by: wandb sync {logger.experiment.dir}/..")
+    if advise:
+        following = {"mode": "test"} if stage != "contrastive" else {"supervise": True}
+        say(f"Next: {command(settings, load_checkpoint_dir=best_path, **following)}")
+    return best_path
+
+
+def test(settings, given):
+    """Test a checkpoint on the test set, once, whole, in order; writes the figures."""
+    start = checkpoint_needed(settings)
+    if start.stage is not None:
+        settings = settings.replace(
+            supervise=start.stage != "contrastive", finetune=start.stage == "finetuned"
+        )
+    stage = stage_of(settings)
+    settings, model = network(settings, given, start)
+    data = load_data(settings)
+    folder = run_folder(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    module = Stage(model, settings, data)
+    trainer = build_trainer(settings, stage, logs=False)
+    if stage == "contrastive":
+        say("A stage-one checkpoint: classes by the nearest mean of the training images.")
+        trainer.limit_predict_batches = settings.limit_train
+        module.set_class_means(*embed(trainer, module, data, data.train))
+    trainer.test(module, datamodule=data, verbose=False)
+    record = report.record_of(
+        settings,
+        stage,
+        start.path,
+        float(trainer.callback_metrics["test_loss"]),
+        float(module.top5.compute()),
+        module.confusion.compute().cpu().numpy(),
+        data.classes,
+    )
+    confusion = np.array(record["confusion_matrix"])
+    paths = report.write_test(folder, stage, record, confusion, data.classes)
+    say("\n".join(report.lines_of(record)))
+    if settings.plot_islands:
+        paths.append(folder / "islands" / f"{stage}_test.png")
+    say("Written: " + ", ".join(map(str, paths)))
+
+
+def freeze(settings, given):
+    """Write the embeddings and labels of all images as .npy files, in data-set order."""
+    start = checkpoint_needed(settings)
+    settings, model = network(settings, given, start)
+    data = load_data(settings)
+    folder = run_folder(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    module = Stage(model, settings, data)
+    trainer = build_trainer(settings, stage_of(settings), logs=False)
+    for name in ("train", "val", "test"):
+        embedding, labels = embed(trainer, module, data, getattr(data, name))
+        save_array(folder / f"features_{name}.npy", embedding.numpy())
+        save_array(folder / f"labels_{name}.npy", labels.numpy())
+        say(f"{folder}/features_{name}.npy  {tuple(embedding.shape)}, labels_{name}.npy")
+
+
+def embed(trainer, module, data, subset):
+    """Embeddings (N, contr_dim) and labels (N,) of a subset, in its order, on the CPU."""
+    data.trainer = trainer
+    batches = trainer.predict(module, data.in_order(subset))
+    embedding, labels = zip(*batches, strict=True)
+    return torch.cat(embedding), torch.cat(labels)
+
+
+def save_array(path, array):
+    """Write a .npy file so that it is there whole or not at all."""
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.save(file, array)
+    partial.replace(path)
+
+
+def build_trainer(settings, stage, callbacks=(), logs=True):
+    """The Trainer of a run.
+
+    Raises:
+        UserError: Lightning refuses the flags of the machine.
+    """
+    s = settings
+    callbacks = list(callbacks)
+    training = bool(callbacks)
+    terminal = sys.stderr.isatty()
+    callbacks.append(Progress() if terminal else EpochLines())
+    if training:
+        callbacks.insert(0, ImagesPerSecond(s.batch_size))
+    folder = run_folder(s)
+    if s.plot_islands and s.mode != "freeze":
+        callbacks.append(IslandsView(folder / "islands", stage))
+    devices = s.devices
+    if devices is None:
+        gpus = s.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        devices = s.num_gpus if gpus else 1
+        if gpus and devices > torch.cuda.device_count():
+            raise UserError(
+                f"--num_gpus={devices}: this machine has {torch.cuda.device_count()}; use fewer."
+            )
+    try:
+        return pl.Trainer(
+            accelerator=s.accelerator,
+            # Every test image counts once and features keep their order on one device.
+            devices=devices if training else 1,
+            num_nodes=s.num_nodes if training else 1,
+            strategy=s.strategy if training else "auto",
+            precision=s.precision,
+            max_epochs=s.max_epochs,
+            accumulate_grad_batches=s.accumulate,
+            check_val_every_n_epoch=s.validate_every,
+            limit_train_batches=s.limit_train,
+            limit_val_batches=s.limit_val,
+            limit_test_batches=s.limit_test,
+            num_sanity_val_steps=0,
+            log_every_n_steps=10,
+            use_distributed_sampler=False,
+            sync_batchnorm=training and torch.cuda.is_available(),
+            default_root_dir=folder,
+            logger=build_loggers(s, folder / "logs", stage) if logs else False,
+            callbacks=callbacks,
+            enable_checkpointing=training,
+            enable_progress_bar=terminal,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"--accelerator={s.accelerator} --precision={s.precision} --strategy={s.strategy} "
+            f"--devices={s.devices}: {reason}"
+        ) from None
+
+
+def build_loggers(settings, folder, stage):
+    """The CSV logger, and the one that --logger names."""
+    loggers = [CSVLogger(folder, name="", version=stage, flush_logs_every_n_steps=10)]
+    if settings.logger == "tensorboard":
+        loggers.append(TensorBoardLogger(folder, name="", version=stage, default_hp_metric=False))
+    if settings.logger == "wandb":
+        os.environ.setdefault("WANDB_SILENT", "true")
+        name = f"{settings.exp_name} {stage}"
+        (folder / stage).mkdir(parents=True, exist_ok=True)
+        loggers.append(
+            WandbLogger(
+                name, folder / stage, project="Agglomerator", offline=not has_wandb_account()
+            )
+        )
+    return loggers
+
+
+def has_wandb_account():
+    """Whether Weights & Biases would log in without asking."""
+    import wandb
+
+    if os.environ.get("WANDB_MODE"):
+        return os.environ["WANDB_MODE"] == "online"
+    host = urlsplit(wandb.setup().settings.base_url).hostname
+    if wandb.setup().settings.api_key:
+        return True
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def of_stage(settings):
+    """Settings with the length and rate of stage two in their place, where stage two is asked."""
+    s = settings
+    if stage_of(s) == "contrastive":
+        return s
+    length = s.supervised_epochs
+    return s.replace(
+        lr_speed=length or s.lr_speed,
+        max_epochs=length or s.max_epochs,
+        learning_rate=s.supervised_learning_rate or s.learning_rate,
+    )
+
+
+def run_folder(settings):
+    """The folder of a run."""
+    return Path(settings.output_dir) / settings.exp_name
+
+
+def checkpoint_to_start(settings, folder):
+    """The checkpoint that training starts from, or None."""
+    if settings.load_checkpoint_dir is not None:
+        return checkpoints.read(settings.load_checkpoint_dir)
+    last = folder / "checkpoints" / f"{STAGE_PREFIX[stage_of(settings)]}last.ckpt"
+    if settings.resume_training:
+        if not last.is_file():
+            raise UserError(
+                f"--resume_training: there is no {last}; name a checkpoint by "
+                "--load_checkpoint_dir."
+            )
+        return checkpoints.read(last)
+    return None
+
+
+def checkpoint_needed(settings):
+    """The checkpoint of a run that cannot do without."""
+    if settings.load_checkpoint_dir is None:
+        folder = run_folder(settings) / "checkpoints"
+        raise UserError(
+            f"--mode={settings.mode}: needs a checkpoint; name it by --load_checkpoint_dir, as "
+            f"--load_checkpoint_dir={folder / 'best.ckpt'}."
+        )
+    return checkpoints.read(settings.load_checkpoint_dir)
+
+
+def network(settings, given, checkpoint):
+    """The settings, completed from the checkpoint, and the network with its weights if any."""
+    pl.seed_everything(settings.seed, workers=True, verbose=False)
+    if checkpoint is None:
+        return settings, Agglomerator(**dataclasses.asdict(settings))
+    settings = checkpoints.complete(settings, given, checkpoint)
+    wanted = {name: getattr(settings, name) for name in (*MODEL_SETTINGS, *INPUT_SETTINGS)}
+    return settings, checkpoints.build(checkpoint, **wanted)
+
+
+def load_data(settings):
+    """The data of a run, downloaded and read."""
+    data = Data(settings)
+    rank_zero_only(data.prepare_data)()
+    data.setup()
+    return data
+
+
+@rank_zero_only
+def put_aside(folder, stage):
+    """Move what an earlier run of the same stage and name left, so that nothing is lost."""
+    prefix = STAGE_PREFIX[stage]
+    names = [f"checkpoints/{prefix}best.ckpt", f"checkpoints/{prefix}last.ckpt", f"logs/{stage}"]
+    if stage == "contrastive":
+        names.append("islands")
+    left = [name for name in names if (folder / name).exists()]
+    if not left:
+        return
+    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    aside = folder / "earlier" / f"{now}_{stage}"
+    for name in left:
+        (aside / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(folder / name, aside / name)
+    say(f"An earlier run of this name was moved to {aside}.")
+
+
+def command(settings, **changes):
+    """The command line of this run with some flags changed, ready to copy."""
+    changed = {"mode", "supervise", "resume_training", "load_checkpoint_dir"} | set(changes)
+    kept, arguments = [], iter(sys.argv[1:])
+    for argument in arguments:
+        name, _, value = argument.lstrip("-").partition("=")
+        if name in changed or name.removeprefix("no") in changed:
+            if not value and name in ("mode", "load_checkpoint_dir"):
+                next(arguments, None)
+        else:
+            kept.append(argument)
+    stage_two = settings.supervise or settings.finetune
+    if stage_two and "supervise" not in changes and "--finetune" not in kept:
+        kept.append("--supervise")
+    for name, value in changes.items():
+        kept.append(f"--{name}" if value is True else f"--{name}={value}")
+    return shlex.join(["python", sys.argv[0], *kept])
+
+
+@rank_zero_only
+def say(text):
+    print(text, flush=True)
+
+
+def quiet_libraries():
+    """Silence what other packages say and a user of this one can do nothing about."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torchmetrics")
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
+
+
+class ImagesPerSecond(Callback):
+    """Logs images trained per second, over the epoch so far."""
+
+    def __init__(self, batch_size):
+        self.batch_size = batch_size
+
+    def on_train_epoch_start(self, trainer, module):
+        self.began = time.perf_counter()
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        images = (batch_idx + 1) * self.batch_size * trainer.world_size
+        rate = images / (time.perf_counter() - self.began)
+        module.log("images/s", rate, on_step=True, on_epoch=False, prog_bar=True)
+
+
+class Progress(TQDMProgressBar):
+    """The progress bar of a terminal: epoch, loss, accuracy, images/s."""
+
+    def get_metrics(self, trainer, module):
+        items = super().get_metrics(trainer, module)
+        items.pop("v_num", None)
+        items.pop("train_loss_epoch", None)
+        return items
+
+
+class EpochLines(Callback):
+    """One line an epoch, for output that is not a terminal."""
+
+    def on_train_epoch_end(self, trainer, module):
+        metrics = trainer.callback_metrics | {"images/s": trainer.logged_metrics.get("images/s")}
+        shown = [("train_loss", ".4f"), ("train_acc", ".2%"), ("val_loss", ".4f"),
+                 ("val_acc", ".2%"), ("images/s", ".0f")]  # fmt: skip
+        parts = [f"{name} {metrics[name]:{form}}" for name, form in shown if metrics.get(name) is not None]
+        say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  " + "  ".join(parts))

@@ -1,0 +1,303 @@
+"""Every setting of a run: its name, type, default, help and limits, and what they allow together.
+
+The command line makes one flag of each; `Agglomerator(...)` and `load_checkpoint(...)` take them
+as keywords. This module imports neither absl nor PyTorch, so that reading flags is quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+
+
+class UserError(Exception):
+    """Something that the user can put right. The message is one line: what, and the way out."""
+
+
+def setting(group, default, help, choices=None, low=None, high=None):
+    """A field of `Settings` with what the command line needs to know of it."""
+    metadata = {"group": group, "help": help, "choices": choices, "low": low, "high": high}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a run, checked as far as they can be without looking at data or files.
+
+    Raises:
+        UserError: a value is outside its limits, or values do not fit each other; the message
+            names the setting, its value, and values that would work.
+    """
+
+    # What to do
+    mode: str = setting(
+        "run",
+        "train",
+        "train; test (figures on the test set); freeze (embeddings of all images as .npy files); "
+        "all (stage one, stage two, test, one after the other).",
+        choices=("train", "test", "freeze", "all"),
+    )
+    supervise: bool = setting(
+        "run",
+        False,
+        "Stage two, a classifier on the frozen embedding, instead of stage one, contrastive "
+        "pre-training.",
+    )
+    finetune: bool = setting(
+        "run", False, "Let the whole network learn in stage two, not the classifier alone."
+    )
+    load_checkpoint_dir: str | None = setting(
+        "run", None, "Path of the checkpoint to start from: this project's or a published one."
+    )
+    resume_training: bool = setting(
+        "run",
+        False,
+        "Go on from a checkpoint of the same stage with its optimizer, schedule and epoch; one of "
+        "another stage gives its weights only.",
+    )
+    exp_name: str = setting("run", "CIFAR10", "Name of the run and of its output folder.")
+    output_dir: str = setting("run", "output", "Folder that holds the output folders of all runs.")
+    seed: int = setting(
+        "run", 42, "Seed of weights, split, order and augmentation.", low=0, high=2**32 - 1
+    )
+
+    # Data
+    dataset: str = setting("data", "CIFAR10", "Name of the data set.")
+    data_dir: str = setting(
+        "data", "data", "Folder that holds the data sets; downloads go there too."
+    )
+    image_size: int = setting("data", 32, "Side of the input images, in pixels.", low=8)
+    n_channels: int = setting(
+        "data",
+        3,
+        "Channels fed to the network: 1 (colour images are made gray) or 3 (gray ones are "
+        "repeated).",
+        choices=(1, 3),
+    )
+    n_classes: int = setting("data", 10, "Number of classes.", low=2)
+    batch_size: int = setting(
+        "data", 1024, "Images in a batch of one process; stage one makes two views of each.", low=1
+    )
+    num_workers: int = setting(
+        "data",
+        8,
+        "Processes that read and decode image files, at most one a CPU core; data sets that lie "
+        "in memory need none.",
+        low=0,
+    )
+    limit_train: int | float = setting(
+        "data", 1.0, "Share (1.0, 0.1) or number (1, 10) of training batches an epoch.", low=0
+    )
+    limit_val: int | float = setting(
+        "data", 1.0, "Share (1.0, 0.1) or number (1, 10) of validation batches.", low=0
+    )
+    limit_test: int | float = setting(
+        "data", 1.0, "Share (1.0, 0.1) or number (1, 10) of test batches.", low=0
+    )
+
+    # Model
+    patch_size: int = setting(
+        "model", 1, "Side of the square of tokenizer cells that becomes one column.", low=1
+    )
+    patch_dim: int = setting("model", 128, "Width of a level: numbers in one embedding.", low=2)
+    levels: int = setting("model", 2, "Levels of a column, parts lowest, whole on top.", low=2)
+    iters: int | None = setting(
+        "model", None, "Iterations of the column loop; None means twice the levels.", low=0
+    )
+    conv_image_size: int = setting(
+        "model",
+        8,
+        "Side of the tokenizer's output grid: image_size, or its half or quarter, rounded up.",
+        low=1,
+    )
+    denoise_iter: int = setting(
+        "model", -1, "State that feeds the head: 0 is the initial one, -1 the last."
+    )
+    dropout: float = setting("model", 0.3, "Dropout in the contrastive head.", low=0, high=1)
+    contr_dim: int = setting("model", 512, "Width of the embedding of an image.", low=1)
+    consensus_self: bool = setting(
+        "model", False, "Let a column attend to itself like to any other."
+    )
+    local_consensus_radius: int = setting(
+        "model", 0, "Columns farther apart than this do not attend; 0 means no limit.", low=0
+    )
+
+    # Training
+    temperature: float = setting("training", 0.07, "Temperature of the contrastive loss.")
+    learning_rate: float = setting("training", 0.05, "Peak learning rate of AdamW.", low=0)
+    weight_decay: float = setting("training", 5e-4, "Weight decay of AdamW.", low=0)
+    lr_speed: int = setting("training", 2000, "Length of the one-cycle schedule, in epochs.", low=1)
+    max_epochs: int = setting("training", 10000, "Training ends after so many epochs.", low=1)
+    supervised_epochs: int | None = setting(
+        "training",
+        None,
+        "Epochs of stage two, and the length of its schedule; None: as lr_speed and max_epochs say",
+        low=1,
+    )
+    supervised_learning_rate: float | None = setting(
+        "training",
+        None,
+        "Peak learning rate of stage two; None: learning_rate.",
+        low=0,
+    )
+    accumulate: int = setting(
+        "training", 1, "Batches whose gradients are added up before one step.", low=1
+    )
+    validate_every: int = setting("training", 1, "Epochs between two validations.", low=1)
+
+    # Islands and logs
+    plot_islands: bool = setting(
+        "pictures", False, "Show the islands of sample images while the run goes on."
+    )
+    logger: str = setting(
+        "pictures",
+        "wandb",
+        "Where metrics go beside the CSV file, which is always written.",
+        choices=("wandb", "tensorboard", "csv", "none"),
+    )
+
+    # Machine
+    num_gpus: int = setting("machine", 1, "GPUs of this machine to use, where it has any.", low=1)
+    num_nodes: int = setting("machine", 1, "Machines that train together.", low=1)
+    accelerator: str = setting(
+        "machine", "auto", "Lightning's word for the hardware: auto, cpu, cuda, mps, ..."
+    )
+    devices: str | None = setting(
+        "machine",
+        None,
+        "Lightning's word for the devices (auto, 2, '0,3'); overrides num_gpus.",
+    )
+    strategy: str = setting(
+        "machine", "auto", "Lightning's word for the strategy: auto, ddp, fsdp, ..."
+    )
+    precision: str = setting(
+        "machine", "32-true", "Lightning's word for the arithmetic: 32-true, bf16-mixed, ..."
+    )
+
+    def __post_init__(self):
+        for option in dataclasses.fields(self):
+            self._check_value(option)
+        if not self.temperature > 0:
+            raise UserError(f"--temperature={self.temperature}: must be more than 0, as 0.07.")
+        self._check_grid()
+        self._check_tokenizer()
+        self._check_state()
+
+    def _check_value(self, option):
+        value = getattr(self, option.name)
+        wanted = value_types(option.name)
+        if isinstance(value, int) and not isinstance(value, bool) and float in wanted:
+            wanted += (int,)
+        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+            names = " or ".join("None" if w is types.NoneType else w.__name__ for w in wanted)
+            raise UserError(f"--{option.name}={value!r}: must be {names}.")
+        if value is None:
+            return
+        choices, low, high = (option.metadata[key] for key in ("choices", "low", "high"))
+        if choices and value not in choices:
+            known = ", ".join(map(str, choices))
+            raise UserError(f"--{option.name}={value}: must be one of {known}.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{option.name}={value}: must be a finite number.")
+        if low is not None and value < low:
+            raise UserError(f"--{option.name}={value}: must be at least {low}.")
+        if high is not None and value > high:
+            raise UserError(f"--{option.name}={value}: must be at most {high}.")
+
+    def _check_grid(self):
+        sides = {math.ceil(self.image_size / stride): stride for stride in (4, 2, 1)}
+        if self.conv_image_size not in sides:
+            raise UserError(
+                f"--conv_image_size={self.conv_image_size}: the tokenizer makes no such grid of "
+                f"--image_size={self.image_size}; use one of {', '.join(map(str, sides))}."
+            )
+        if self.conv_image_size % self.patch_size:
+            raise UserError(
+                f"--patch_size={self.patch_size}: does not divide the grid of "
+                f"--conv_image_size={self.conv_image_size}; use one of "
+                f"{_join(divisors(self.conv_image_size))}."
+            )
+
+    def _check_tokenizer(self):
+        cells = self.patch_size**2
+        if self.patch_dim % (2 * cells):
+            smaller = [
+                p for p in divisors(self.conv_image_size) if self.patch_dim % (2 * p * p) == 0
+            ]
+            nearest = max(1, round(self.patch_dim / (2 * cells))) * 2 * cells
+            way_out = f"use a multiple of {2 * cells}, as --patch_dim={nearest}"
+            if smaller:
+                way_out += f", or --patch_size of {_join(smaller)}"
+            raise UserError(
+                f"--patch_dim={self.patch_dim}: leaves the tokenizer {self.patch_dim}/"
+                f"{self.patch_size}^2 channels, which must be an even number; {way_out}."
+            )
+
+    def _check_state(self):
+        n_states = self.n_iters + 1
+        if not -n_states <= self.denoise_iter < n_states:
+            raise UserError(
+                f"--denoise_iter={self.denoise_iter}: {self.n_iters} iterations make the states "
+                f"0 to {self.n_iters}; use one of these, or -1 to -{n_states} counted from the end."
+            )
+
+    @property
+    def n_iters(self):
+        """Iterations T of the column loop."""
+        return 2 * self.levels if self.iters is None else self.iters
+
+    @property
+    def grid_size(self):
+        """Columns on a side, S."""
+        return self.conv_image_size // self.patch_size
+
+    @property
+    def n_columns(self):
+        """Columns of an image, n = S * S."""
+        return self.grid_size**2
+
+    @property
+    def token_channels(self):
+        """Channels E of the tokenizer's output."""
+        return self.patch_dim // self.patch_size**2
+
+    @property
+    def tokenizer_stride(self):
+        """Pixels of the image to a cell of the grid, along a side: 1, 2 or 4."""
+        return next(
+            s for s in (4, 2, 1) if math.ceil(self.image_size / s) == self.conv_image_size
+        )
+
+    def replace(self, **changes):
+        """A copy with some settings changed, checked anew."""
+        return dataclasses.replace(self, **changes)
+
+
+FIELDS = {option.name: option for option in dataclasses.fields(Settings)}
+
+# What a checkpoint says about the network and its input, used where the user says nothing else.
+MODEL_SETTINGS = tuple(
+    name for name, option in FIELDS.items() if option.metadata["group"] == "model"
+)
+INPUT_SETTINGS = ("dataset", "image_size", "n_channels", "n_classes")
+
+
+def value_types(name):
+    """The types that a setting takes, as a tuple: (int,), (int, float), (str, NoneType), ..."""
+    hint = _HINTS[name]
+    return typing.get_args(hint) or (hint,)
+
+
+def divisors(number):
+    """All divisors of a positive integer, ascending."""
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def _join(numbers):
+    return ", ".join(map(str, numbers))
+
+
+_HINTS = typing.get_type_hints(Settings)

@@ -1,0 +1,169 @@
+"""The two stages of training: contrastive pre-training, then a classifier on the embedding."""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningModule
+from torch.optim.lr_scheduler import OneCycleLR
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from agglomerator.data.module import chance
+from agglomerator.losses import gather, supervised_contrastive_loss
+from agglomerator.settings import UserError
+
+
+def stage_of(settings):
+    """Name of the stage that the settings ask for."""
+    if settings.finetune:
+        return "finetuned"
+    return "supervised" if settings.supervise else "contrastive"
+
+
+class OneCycle(OneCycleLR):
+    """The one-cycle schedule, which holds its last value after its end."""
+
+    def step(self, epoch=None):
+        if self.last_epoch + 1 < self.total_steps:
+            super().step(epoch)
+
+
+class Stage(LightningModule):
+    """One stage of training, validation and test of a network.
+
+    Contrastive: the supervised contrastive loss of two augmented views of every image; the
+    accuracy is that of the nearest class mean in the embedding. Supervised: cross-entropy of the
+    classifier, all else frozen and as in evaluation. Finetuned: cross-entropy, all learns.
+
+    Args:
+        model: the `Agglomerator`.
+        settings: of the run.
+        data: the `Data` that makes views of the batches.
+    """
+
+    def __init__(self, model, settings, data):
+        super().__init__()
+        self.stage = stage_of(settings)
+        self.save_hyperparameters(dataclasses.asdict(settings) | {"stage": self.stage})
+        self.model = model
+        self.settings = settings
+        self.data = data
+        # Sums of the embeddings of each class: their directions are those of the class means.
+        shape = settings.n_classes, settings.contr_dim
+        self.register_buffer("class_sums", torch.zeros(shape), persistent=False)
+        n_classes = settings.n_classes
+        self.train_accuracy = MulticlassAccuracy(n_classes, average="micro")
+        self.val_accuracy = MulticlassAccuracy(n_classes, average="micro")
+        self.top5 = MulticlassAccuracy(n_classes, average="micro", top_k=min(5, n_classes))
+        self.confusion = MulticlassConfusionMatrix(n_classes)
+        for name, parameter in model.named_parameters():
+            in_classifier = name.startswith("classification_head")
+            parameter.requires_grad = (
+                self.stage == "finetuned" or in_classifier == (self.stage == "supervised")
+            )
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.stage == "supervised":
+            self.model.eval()
+        return self
+
+    def training_step(self, batch, batch_idx):
+        images, labels = batch
+        draw = self._chance(batch_idx)
+        if self.stage == "contrastive":
+            loss, embedding = self._contrast(images, labels, draw)
+            views = labels.repeat(2)
+            self.class_sums.index_add_(0, views, embedding.detach().to(self.class_sums.dtype))
+        else:
+            logits = self._classify(self.data.augmented_view(images, draw))
+            loss = F.cross_entropy(logits, labels)
+            self.train_accuracy(logits, labels)
+            self.log("train_acc", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True)
+        return loss
+
+    def _chance(self, batch_idx):
+        """Random numbers that depend on seed, epoch, batch and process, and on nothing else."""
+        training = 0 if self.training else 1
+        numbers = self.current_epoch, batch_idx, self.global_rank, training
+        return chance(self.settings.seed, *numbers)
+
+    def _contrast(self, images, labels, draw):
+        """Contrastive loss of two augmented views of each image, and their embeddings (2B, ...)."""
+        views = [self.data.augmented_view(images, draw) for _ in range(2)]
+        embedding = self.model(torch.cat(views))
+        loss = supervised_contrastive_loss(
+            embedding, labels.repeat(2), self.settings.temperature, across_processes=self.training
+        )
+        return loss, embedding
+
+    def _classify(self, views):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage == "finetuned"):
+            embedding = self.model(views)
+        return self.model.classification_head_from_contr(embedding)
+
+    def on_train_epoch_start(self):
+        self.class_sums.zero_()
+
+    def on_train_epoch_end(self):
+        loss = self.trainer.callback_metrics["train_loss"]
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"--learning_rate={self.settings.learning_rate}: the loss is no longer finite in "
+                f"epoch {self.current_epoch}; use a smaller one."
+            )
+        mixing = {name: getattr(self.model, name) for name in ("wl", "wBU", "wTD", "wA")}
+        self.log_dict(mixing)
+
+    def on_validation_epoch_start(self):
+        self._gather_class_sums()
+
+    def validation_step(self, batch, batch_idx):
+        loss, logits = self._evaluate(batch, batch_idx)
+        self.val_accuracy(logits, batch[1])
+        self.log("val_loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch[1]))
+        self.log("val_acc", self.val_accuracy, prog_bar=True)
+
+    def test_step(self, batch, batch_idx):
+        loss, logits = self._evaluate(batch, batch_idx)
+        self.confusion(logits, batch[1])
+        self.top5(logits, batch[1])
+        self.log("test_loss", loss, sync_dist=True, batch_size=len(batch[1]))
+
+    def _evaluate(self, batch, batch_idx):
+        """Loss, and logits: of the classifier, or cosines to the class means in stage one."""
+        images, labels = batch
+        view = self.data.view(images)
+        if self.stage == "contrastive":
+            loss, _ = self._contrast(images, labels, self._chance(batch_idx))
+            return loss, self.model(view).float() @ F.normalize(self.class_sums, dim=-1).mT
+        logits = self._classify(view)
+        return F.cross_entropy(logits, labels), logits
+
+    def predict_step(self, batch, batch_idx):
+        images, labels = batch
+        return self.model(self.data.view(images)).float().cpu(), labels.cpu()
+
+    def set_class_means(self, embedding, labels):
+        """Take the class means from embeddings (N, contr_dim) with labels (N,)."""
+        sums = torch.zeros_like(self.class_sums, device=embedding.device)
+        self.class_sums = sums.index_add(0, labels, embedding.to(sums.dtype))
+
+    def _gather_class_sums(self):
+        if self.stage == "contrastive" and not self.trainer.testing:
+            self.class_sums.copy_(gather(self.class_sums[None]).sum(0))
+
+    def configure_optimizers(self):
+        s = self.settings
+        rate, length = s.learning_rate, s.lr_speed
+        learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            learning, lr=rate, weight_decay=s.weight_decay, fused=self.device.type != "mps"
+        )
+        steps = self.trainer.estimated_stepping_batches // self.trainer.max_epochs
+        schedule = OneCycle(optimizer, max_lr=rate, total_steps=max(length * steps, 2))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
