@@ -14,7 +14,7 @@ import torch
 from torch import serialization
 
 from agglomerator.model import Agglomerator
-from agglomerator.settings import FIELDS, MODEL_SETTINGS, Settings, UserError
+from agglomerator.settings import FIELDS, INPUT_SETTINGS, MODEL_SETTINGS, UserError
 
 PREFIX = "model."
 
@@ -164,9 +164,9 @@ def build(checkpoint, **flags):
         raise UserError(f"{where}: its weights do not fit {have}; use {fit}")
     model = Agglomerator(**settings)
     expected = model.state_dict()
-    problems = [
-        f"{name} is missing" for name in expected.keys() - checkpoint.weights.keys()
-    ] + [f"{name} is unknown" for name in checkpoint.weights.keys() - expected.keys()]
+    problems = [f"{name} is missing" for name in expected.keys() - checkpoint.weights.keys()] + [
+        f"{name} is unknown" for name in checkpoint.weights.keys() - expected.keys()
+    ]
     problems += [
         f"{name} is {tuple(checkpoint.weights[name].shape)} instead of {tuple(value.shape)}"
         for name, value in expected.items()
@@ -202,7 +202,7 @@ def complete(settings, given, checkpoint):
         given: names of the settings that the user gave.
         checkpoint: what `read` returned.
     """
-    wanted = (*MODEL_SETTINGS, "dataset", "image_size", "n_channels", "n_classes")
+    wanted = (*MODEL_SETTINGS, *INPUT_SETTINGS)
     taken = {
         name: value
         for name, value in checkpoint.settings.items()

@@ -13,9 +13,9 @@ FLAGS = flags.FLAGS
 USAGE = """\
 Agglomerator: interpretable part-whole hierarchies for images.
 
-  python src/main.py --flagfile config/config_FashionMNIST.cfg
-  python src/main.py --flagfile config/config_FashionMNIST.cfg --supervise --load_checkpoint_dir CKPT
-  python src/main.py --flagfile config/config_FashionMNIST.cfg --supervise --mode test --load_checkpoint_dir CKPT
+  python src/main.py --flagfile config/config_digits.cfg
+  python src/main.py --flagfile config/config_digits.cfg --supervise --load_checkpoint_dir CKPT
+  python src/main.py --flagfile config/config_digits.cfg --mode test --load_checkpoint_dir CKPT
 
 Every setting is a flag, on the command line or in a file named by --flagfile, one a line; the
 later one counts.
@@ -133,4 +133,6 @@ def _describe(name, option):
         head = f"  --[no]{name}  (default {option.default})"
     else:
         head = f"  --{name}={kind}  (default {option.default})"
-    return [head, *textwrap.wrap(data["help"], 88, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+    indent = " " * 6
+    text = textwrap.wrap(data["help"], 88, initial_indent=indent, subsequent_indent=indent)
+    return [head, *text]

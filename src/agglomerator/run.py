@@ -433,9 +433,19 @@ class Progress(TQDMProgressBar):
 class EpochLines(Callback):
     """One line an epoch, for output that is not a terminal."""
 
+    FORMATS = {
+        "train_loss": ".4f",
+        "train_acc": ".2%",
+        "val_loss": ".4f",
+        "val_acc": ".2%",
+        "images/s": ".0f",
+    }
+
     def on_train_epoch_end(self, trainer, module):
-        metrics = trainer.callback_metrics | {"images/s": trainer.logged_metrics.get("images/s")}
-        shown = [("train_loss", ".4f"), ("train_acc", ".2%"), ("val_loss", ".4f"),
-                 ("val_acc", ".2%"), ("images/s", ".0f")]  # fmt: skip
-        parts = [f"{name} {metrics[name]:{form}}" for name, form in shown if metrics.get(name) is not None]
+        metrics = trainer.logged_metrics | trainer.callback_metrics
+        parts = [
+            f"{name} {metrics[name]:{form}}"
+            for name, form in self.FORMATS.items()
+            if name in metrics
+        ]
         say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  " + "  ".join(parts))

@@ -267,9 +267,7 @@ class Settings:
     @property
     def tokenizer_stride(self):
         """Pixels of the image to a cell of the grid, along a side: 1, 2 or 4."""
-        return next(
-            s for s in (4, 2, 1) if math.ceil(self.image_size / s) == self.conv_image_size
-        )
+        return next(s for s in (4, 2, 1) if math.ceil(self.image_size / s) == self.conv_image_size)
 
     def replace(self, **changes):
         """A copy with some settings changed, checked anew."""

@@ -58,8 +58,8 @@ class Stage(LightningModule):
         self.confusion = MulticlassConfusionMatrix(n_classes)
         for name, parameter in model.named_parameters():
             in_classifier = name.startswith("classification_head")
-            parameter.requires_grad = (
-                self.stage == "finetuned" or in_classifier == (self.stage == "supervised")
+            parameter.requires_grad = self.stage == "finetuned" or in_classifier == (
+                self.stage == "supervised"
             )
 
     def train(self, mode=True):

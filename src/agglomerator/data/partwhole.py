@@ -315,7 +315,7 @@ def _distances(uniform, sprites, maps, image_size):
     uu, vv = field(u), field(v)
     uu *= uu
     vv *= vv
-    square = uu + vv
+    square = uu + vv + np.float32(1e-12)  # a pixel right at the centre is inside, too
     uu *= (steepness[u] * steepness[u])[:, None, None]
     vv *= (steepness[v] * steepness[v])[:, None, None]
     uu += vv

@@ -1,0 +1,123 @@
+"""SPEC section 3 written down a second time, as directly as can be: functions of the published
+state dict, levels as channel groups (B, K * d, n), one grouped 1x1 convolution a linear map."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def tokens(weights, flags, images, train=False, statistics=None):
+    """(B, C, H, W) -> (B, d, n). In training, statistics receives what BatchNorm would store."""
+    g, p = flags["conv_image_size"], flags["patch_size"]
+    stride = math.ceil(flags["image_size"] / g)
+    conv_stride, pool_stride = {4: (2, 2), 2: (2, 1), 1: (1, 1)}[stride]
+    x = images
+    for i in (0, 3, 6):
+        name = f"image_to_tokens.0.block.{i}.weight"
+        x = F.conv2d(x, weights[name], stride=conv_stride if i == 0 else 1, padding=1)
+        norm = f"image_to_tokens.0.block.{i + 1}."
+        mean, var = (weights[norm + k].clone() for k in ("running_mean", "running_var"))
+        x = F.batch_norm(x, mean, var, weights[norm + "weight"], weights[norm + "bias"], train)
+        if statistics is not None:
+            statistics |= {norm + "running_mean": mean, norm + "running_var": var}
+        x = x.relu()
+    x = F.max_pool2d(x, 3, pool_stride, 1)  # (B, E, G, G)
+    s = g // p
+    columns = [
+        x[:, :, i * p : (i + 1) * p, j * p : (j + 1) * p].flatten(1)
+        for i in range(s)
+        for j in range(s)
+    ]
+    return torch.stack(columns, dim=2)
+
+
+def column_net(weights, name, x, groups, activation):
+    """(B, groups * d, n) -> the same."""
+    for i, function in ((1, activation), (4, lambda y: y)):
+        norm, linear = f"{name}.net.{i}.", f"{name}.net.{i + 1}."
+        x = F.layer_norm(x, x.shape[-1:], weights[norm + "weight"], weights[norm + "bias"])
+        x = F.conv1d(x, weights[linear + "weight"], weights[linear + "bias"], groups=groups)
+        x = function(x)
+    return x
+
+
+def consensus(level, flags):
+    """(B, d, n) -> (B, d, n)."""
+    d, n = level.shape[1:]
+    s = math.isqrt(n)
+    key = level / level.norm(dim=1, keepdim=True)
+    scores = torch.einsum("bdi,bdj->bij", level, key) / math.sqrt(d)
+    if not flags["consensus_self"]:
+        scores = torch.where(torch.eye(n, dtype=torch.bool), torch.tensor(-5e-4).to(scores), scores)
+    radius = flags["local_consensus_radius"]
+    if radius > 0:
+        far = [
+            [math.dist(divmod(i, s), divmod(j, s)) > radius for j in range(n)] for i in range(n)
+        ]
+        scores = scores.masked_fill(torch.tensor(far), -torch.inf)
+    return torch.einsum("bij,bdj->bdi", scores.softmax(-1), level)
+
+
+def states(weights, flags, images, train=False, statistics=None, start=None):
+    """(T + 1, B, n, K, d)."""
+    levels, d = weights["init_levels"].shape
+    iters = 2 * levels if flags["iters"] is None else flags["iters"]
+    token = tokens(weights, flags, images, train, statistics)
+    n = token.shape[2]
+    level = [weights["init_levels"][k][None, :, None].expand(len(images), d, n) for k in
+             range(levels)]  # fmt: skip
+    if start is not None:
+        level = [start[:, :, k].transpose(1, 2) for k in range(levels)]
+    found = [level]
+    for _ in range(iters):
+        below = torch.cat([token, *level[:-1]], 1)
+        bottom_up = column_net(weights, "bottom_up", below, levels, F.gelu).split(d, 1)
+        above = torch.cat(level[:0:-1], 1)  # from the top level down to level 1
+        top_down = column_net(weights, "top_down", above, levels - 1, torch.sin).split(d, 1)
+        new = []
+        for k in range(levels):
+            total = weights["wl"] * level[k] + weights["wBU"] * bottom_up[k]
+            total = total + weights["wA"] * consensus(level[k], flags)
+            if k < levels - 1:
+                total = total + weights["wTD"] * top_down[levels - 2 - k]
+            new.append(total / (3 if k == levels - 1 else 4))
+        level = new
+        found.append(level)
+    return torch.stack([torch.stack(level, 2).permute(0, 3, 2, 1) for level in found])
+
+
+def embedding(weights, all_states, flags):
+    """States (T + 1, B, n, K, d) -> (B, contr_dim), without dropout."""
+
+    def norm(x, i):
+        name = f"contrastive_head.{i}."
+        return F.layer_norm(x, x.shape[-1:], weights[name + "weight"], weights[name + "bias"])
+
+    def linear(x, i):
+        name = f"contrastive_head.{i}."
+        return F.linear(x, weights[name + "weight"], weights[name + "bias"])
+
+    x = norm(all_states[flags["denoise_iter"]][:, :, -1], 0).flatten(1)
+    x = norm(F.gelu(norm(linear(norm(x, 3), 5), 6)), 8)
+    x = linear(x, 10)
+    return x / x.norm(dim=1, keepdim=True)
+
+
+def logits(weights, embedded):
+    name = "classification_head_from_contr."
+    hidden = F.gelu(F.linear(embedded, weights[name + "0.weight"], weights[name + "0.bias"]))
+    return F.linear(hidden, weights[name + "2.weight"], weights[name + "2.bias"])
+
+
+def contrastive_loss(embedded, labels, temperature):
+    """The supervised contrastive loss, pair by pair."""
+    similarity = embedded @ embedded.T / temperature
+    anchors = []
+    for i in range(len(labels)):
+        others = [j for j in range(len(labels)) if j != i]
+        positives = [j for j in others if labels[j] == labels[i]]
+        if positives:
+            log_sum = similarity[i, others].logsumexp(0)
+            anchors.append(sum(similarity[i, j] - log_sum for j in positives) / len(positives))
+    return -(temperature / 0.07) * sum(anchors) / len(anchors)

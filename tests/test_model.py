@@ -1,0 +1,222 @@
+from pathlib import Path
+
+import oracle
+import pytest
+import torch
+
+from agglomerator import Agglomerator
+from agglomerator.losses import supervised_contrastive_loss
+from agglomerator.settings import Settings, UserError
+
+REFERENCES = sorted((Path(__file__).parent / "reference").glob("*.pt"))
+
+# Levels, iterations, patches, radius, state that feeds the head and the three grids, in mixture.
+CONFIGURATIONS = {
+    "two levels": dict(),
+    "three levels, even patch": dict(levels=3, patch_size=2, patch_dim=8),
+    "patch of the whole grid": dict(patch_size=4, patch_dim=32, levels=4),
+    "five levels, more iterations": dict(levels=5, iters=11),
+    "fewer iterations than levels": dict(levels=5, iters=3, denoise_iter=2),
+    "initial state": dict(levels=3, denoise_iter=0),
+    "no iteration": dict(iters=0),
+    "first state, from the end": dict(levels=2, iters=2, denoise_iter=-3),
+    "state before the last": dict(levels=3, denoise_iter=-2),
+    "one iteration": dict(levels=3, denoise_iter=1),
+    "radius": dict(local_consensus_radius=1),
+    "radius, self": dict(levels=3, local_consensus_radius=2, consensus_self=True),
+    "self": dict(consensus_self=True, levels=4, iters=5),
+    "half grid, gray": dict(image_size=12, conv_image_size=6, n_channels=1, patch_size=2,
+                            patch_dim=8, local_consensus_radius=1),
+    "full grid": dict(image_size=8, conv_image_size=8, levels=3),
+    "full grid, patches": dict(image_size=8, conv_image_size=8, patch_size=4, patch_dim=32),
+    "rounded up": dict(image_size=13, conv_image_size=4),
+    "rounded up, half": dict(image_size=11, conv_image_size=6, patch_size=3, patch_dim=36),
+}  # fmt: skip
+SMALL = dict(image_size=16, conv_image_size=4, patch_dim=6, contr_dim=5, n_classes=3, dropout=0.0)
+
+
+def random_model(**flags):
+    """A model in float64 in which no weight has the value that it would start with."""
+    torch.manual_seed(1)
+    model = Agglomerator(**flags).double()
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            tensor += 0.1 * torch.rand_like(tensor)
+            if name in ("wl", "wBU", "wTD", "wA"):
+                tensor.add_(torch.rand_like(tensor))
+    return model
+
+
+def oracle_weights(model, dtype=torch.float64):
+    """The state dict as leaves that require a gradient."""
+    return {
+        name: tensor.detach().to(dtype).clone().requires_grad_()
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point()
+    }
+
+
+def gradients_of(model):
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad
+        for name, p in model.named_parameters()
+    }
+
+
+def distance(found, expected):
+    """How far off, relative to the scale of what is expected."""
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("flags", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
+def test_every_configuration_computes_the_equations(flags):
+    flags = SMALL | flags
+    model = random_model(**flags)
+    settings = vars(model.settings)
+    weights = oracle_weights(model)
+    channels, side = settings["n_channels"], settings["image_size"]
+    images = torch.randn(6, channels, side, side, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2]).repeat(2)
+
+    model.eval()
+    expected = oracle.states(weights, settings, images)
+    torch.testing.assert_close(model.states(images), expected)
+    embedded = oracle.embedding(weights, expected, settings)
+    torch.testing.assert_close(model(images), embedded)
+    torch.testing.assert_close(model.classify(images), oracle.logits(weights, embedded))
+
+    model.train()
+    statistics = {}
+    expected = oracle.states(weights, settings, images, train=True, statistics=statistics)
+    embedded = oracle.embedding(weights, expected, settings)
+    loss = oracle.contrastive_loss(embedded, labels, 0.2)
+    (loss + oracle.logits(weights, embedded).square().sum()).backward()
+
+    found = model(images)
+    torch.testing.assert_close(found, embedded)
+    found_loss = supervised_contrastive_loss(found, labels, 0.2)  # computed in float32
+    torch.testing.assert_close(found_loss, loss.float())
+    logits = model.classification_head_from_contr(found)
+    (found_loss + logits.square().sum()).backward()
+    found = model.state_dict()
+    if settings["denoise_iter"] % (model.settings.n_iters + 1):
+        for name, expected in statistics.items():
+            torch.testing.assert_close(found[name], expected, msg=name)
+    scale = torch.cat([w.grad.flatten() for w in weights.values() if w.grad is not None]).norm()
+    for name, gradient in gradients_of(model).items():
+        expected = weights[name].grad
+        expected = torch.zeros_like(gradient) if expected is None else expected
+        assert (gradient - expected).norm() < 1e-6 * scale, name
+
+
+@pytest.fixture(scope="module", params=REFERENCES, ids=lambda path: path.stem)
+def reference(request):
+    case = torch.load(request.param, weights_only=True)
+    model = Agglomerator(**case["flags"])
+    model.load_state_dict(case["state_dict"])
+    return case, model
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_reference_in_evaluation(reference):
+    case, model = reference
+    model.eval()
+    with torch.no_grad():
+        found = model.states(case["images"])
+        assert found.shape == case["states"].shape
+        for state, expected in zip(found, case["states"], strict=True):
+            close(state, expected)
+        close(model(case["images"]), case["embedding"])
+        close(model.classify(case["images"]), case["logits"])
+
+
+def test_reference_in_training(reference):
+    case, model = reference
+    model.load_state_dict(case["state_dict"])
+    model.zero_grad()
+    model.train()
+    embedded = model(case["images"])
+    close(embedded, case["train_embedding"])
+    labels = case["labels"].repeat(2)
+    loss = supervised_contrastive_loss(embedded, labels, case["flags"]["temperature"])
+    close(loss, case["loss"])
+    loss.backward()
+    found = model.state_dict()
+    for name, expected in case["batchnorm_after"].items():
+        close(found[name], expected)
+
+    # The reference's gradients carry the rounding noise of float32, in proportion to their scale.
+    gradients = gradients_of(model)
+    names = sorted(case["grads"].keys() - {"init_levels"})
+    everything = [torch.cat([g[n].flatten() for n in names]) for g in (gradients, case["grads"])]
+    assert distance(*everything) < 1e-4
+    for name in names:
+        assert (gradients[name] - case["grads"][name]).norm() < 1e-4 * everything[1].norm(), name
+        assert distance(gradients[name], case["grads"][name]) < 1e-2, name
+
+    # That of init_levels is noise for the most part: the LayerNorm of equal columns passes no
+    # gradient on, but multiplies rounding noise by 1 / sqrt(eps). So it is taken in float64.
+    weights = {
+        name: tensor.double().requires_grad_() if tensor.is_floating_point() else tensor
+        for name, tensor in case["state_dict"].items()
+    }
+    states = oracle.states(weights, case["flags"], case["images"].double(), train=True)
+    embedded = oracle.embedding(weights, states, case["flags"])
+    oracle.contrastive_loss(embedded, labels, case["flags"]["temperature"]).backward()
+    assert distance(gradients["init_levels"].double(), weights["init_levels"].grad) < 1e-3
+
+
+def test_state_dict_has_the_published_names_and_shapes(reference):
+    case, model = reference
+    published = {name: value.shape for name, value in case["state_dict"].items()}
+    assert {name: value.shape for name, value in model.state_dict().items()} == published
+
+
+def test_states_go_on_from_a_state():
+    model = Agglomerator(**SMALL, levels=3).eval()
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        whole = model.states(images, iters=5)
+        rest = model.states(images, iters=3, levels=whole[2])
+    assert whole.shape == (6, 2, 16, 3, 6)
+    torch.testing.assert_close(rest, whole[2:])
+
+
+def test_initial_state_is_init_levels_in_every_column():
+    model = Agglomerator(**SMALL)
+    (state,) = model.states(torch.randn(2, 3, 16, 16), iters=0)
+    assert (state == model.init_levels).all()
+
+
+def test_dropout_acts_in_training_alone():
+    model = Agglomerator(**SMALL | {"dropout": 0.5})
+    images = torch.randn(4, 3, 16, 16)
+    assert not torch.equal(model(images), model(images))
+    model.eval()
+    torch.testing.assert_close(model(images), model(images))
+
+
+def test_output_shapes_of_the_defaults():
+    model = Agglomerator(patch_dim=8).eval()
+    images = torch.randn(2, 3, 32, 32)
+    embedding = model(images)
+    assert embedding.shape == (2, 512)
+    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(2))
+    assert model.classify(images).shape == (2, 10)
+
+
+def test_published_cifar10_model_has_its_number_of_parameters():
+    with torch.device("meta"):
+        model = Agglomerator()
+    assert model.settings == Settings()
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 72.14
+
+
+def test_settings_that_make_no_network_are_refused():
+    with pytest.raises(UserError, match="--patch_size=3"):
+        Agglomerator(patch_size=3)
+    with pytest.raises(TypeError, match="patchsize"):
+        Agglomerator(patchsize=1)
