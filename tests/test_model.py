@@ -47,11 +47,11 @@ def random_model(**flags):
     return model
 
 
-def oracle_weights(model, dtype=torch.float64):
-    """The state dict as leaves that require a gradient."""
+def leaves(state_dict):
+    """A state dict in float64, every parameter a leaf that collects a gradient."""
     return {
-        name: tensor.detach().to(dtype).clone().requires_grad_()
-        for name, tensor in model.state_dict().items()
+        name: tensor.detach().double().clone().requires_grad_("running" not in name)
+        for name, tensor in state_dict.items()
         if tensor.is_floating_point()
     }
 
@@ -73,7 +73,7 @@ def test_every_configuration_computes_the_equations(flags):
     flags = SMALL | flags
     model = random_model(**flags)
     settings = vars(model.settings)
-    weights = oracle_weights(model)
+    weights = leaves(model.state_dict())
     channels, side = settings["n_channels"], settings["image_size"]
     images = torch.randn(6, channels, side, side, dtype=torch.float64)
     labels = torch.tensor([0, 1, 2]).repeat(2)
@@ -99,14 +99,13 @@ def test_every_configuration_computes_the_equations(flags):
     logits = model.classification_head_from_contr(found)
     (found_loss + logits.square().sum()).backward()
     found = model.state_dict()
-    if settings["denoise_iter"] % (model.settings.n_iters + 1):
-        for name, expected in statistics.items():
-            torch.testing.assert_close(found[name], expected, msg=name)
+    for name, expected in statistics.items():
+        torch.testing.assert_close(found[name], expected)
     scale = torch.cat([w.grad.flatten() for w in weights.values() if w.grad is not None]).norm()
     for name, gradient in gradients_of(model).items():
         expected = weights[name].grad
         expected = torch.zeros_like(gradient) if expected is None else expected
-        assert (gradient - expected).norm() < 1e-6 * scale, name
+        assert (gradient - expected).norm() < 1e-5 * scale, name
 
 
 @pytest.fixture(scope="module", params=REFERENCES, ids=lambda path: path.stem)
@@ -148,25 +147,23 @@ def test_reference_in_training(reference):
     for name, expected in case["batchnorm_after"].items():
         close(found[name], expected)
 
-    # The reference's gradients carry the rounding noise of float32, in proportion to their scale.
+    # The reference's gradients carry the rounding noise of float32, the smallest relatively most.
     gradients = gradients_of(model)
     names = sorted(case["grads"].keys() - {"init_levels"})
     everything = [torch.cat([g[n].flatten() for n in names]) for g in (gradients, case["grads"])]
+    scale = everything[1].norm()
     assert distance(*everything) < 1e-4
     for name in names:
-        assert (gradients[name] - case["grads"][name]).norm() < 1e-4 * everything[1].norm(), name
-        assert distance(gradients[name], case["grads"][name]) < 1e-2, name
+        found, expected = gradients[name], case["grads"][name]
+        assert (found - expected).norm() < 1e-3 * expected.norm() + 1e-5 * scale, name
 
     # That of init_levels is noise for the most part: the LayerNorm of equal columns passes no
     # gradient on, but multiplies rounding noise by 1 / sqrt(eps). So it is taken in float64.
-    weights = {
-        name: tensor.double().requires_grad_() if tensor.is_floating_point() else tensor
-        for name, tensor in case["state_dict"].items()
-    }
+    weights = leaves(case["state_dict"])
     states = oracle.states(weights, case["flags"], case["images"].double(), train=True)
     embedded = oracle.embedding(weights, states, case["flags"])
     oracle.contrastive_loss(embedded, labels, case["flags"]["temperature"]).backward()
-    assert distance(gradients["init_levels"].double(), weights["init_levels"].grad) < 1e-3
+    assert (gradients["init_levels"] - weights["init_levels"].grad).norm() < 1e-4 * scale
 
 
 def test_state_dict_has_the_published_names_and_shapes(reference):

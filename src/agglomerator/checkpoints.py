@@ -43,14 +43,14 @@ class Checkpoint:
         settings: by name, as far as the file tells: all of them in this project's own format,
             those that shapes show in the published one.
         stage: "contrastive", "supervised" or "finetuned"; None in the published format.
-        epoch: epochs done.
+        step: optimizer steps done.
     """
 
     path: Path
     weights: dict
     settings: dict
     stage: str | None
-    epoch: int | None
+    step: int
 
 
 def read(path):
@@ -81,13 +81,13 @@ def read(path):
         shown = shapes_show(weights)
     except (KeyError, ValueError, AttributeError, IndexError, ZeroDivisionError):
         raise UserError(f"{where}: holds a network, but not an Agglomerator.") from None
-    epoch = content.get("epoch")
+    step = content.get("global_step")
     return Checkpoint(
         path=path,
         weights=weights,
         settings=shown | settings,
         stage=stored.get("stage") if isinstance(stored.get("stage"), str) else None,
-        epoch=epoch if isinstance(epoch, int) else None,
+        step=step if isinstance(step, int) else 0,
     )
 
 

@@ -1,5 +1,6 @@
 """The runs: train, test, freeze, all; and the one place that builds the Trainer."""
 
+import csv
 import dataclasses
 import logging
 import netrc
@@ -111,12 +112,15 @@ def train(settings, given, advise=True):
         f"on {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}"
         f" x {trainer.world_size}"
     )
+    if going_on:
+        keep_metrics(trainer.loggers[0], start.step)
     began = time.monotonic()
     ckpt_path = str(start.path) if going_on else None
-    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-    if trainer.interrupted:
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    except SystemExit:  # Lightning's answer to Ctrl-C
         say(f"Stopped. Go on by: {command(settings, resume_training=True)}")
-        raise SystemExit(130)
+        raise SystemExit(130) from None
     best_path = Path(best.best_model_path or last.best_model_path)
     minutes = (time.monotonic() - began) / 60
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -129,7 +133,9 @@ def train(settings, given, advise=True):
     say(f"  metrics     {folder / 'logs' / stage / 'metrics.csv'}")
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and logger._offline:
-            say(f"  wandb       logged offline; upload by: wandb sync {logger.experiment.dir}/..")
+            say(
+                f"  wandb       logged offline; upload by: wandb sync {Path(logger.experiment.dir).parent}"
+            )
     if advise:
         following = {"mode": "test"} if stage != "contrastive" else {"supervise": True}
         say(f"Next: {command(settings, load_checkpoint_dir=best_path, **following)}")
@@ -268,25 +274,40 @@ def build_loggers(settings, folder, stage):
         loggers.append(TensorBoardLogger(folder, name="", version=stage, default_hp_metric=False))
     if settings.logger == "wandb":
         os.environ.setdefault("WANDB_SILENT", "true")
-        name = f"{settings.exp_name} {stage}"
+        offline = not has_wandb_account()
+        if offline:
+            os.environ.setdefault("WANDB_MODE", "offline")  # or it asks for an account
         (folder / stage).mkdir(parents=True, exist_ok=True)
-        loggers.append(
-            WandbLogger(
-                name, folder / stage, project="Agglomerator", offline=not has_wandb_account()
-            )
-        )
+        name = f"{settings.exp_name} {stage}"
+        loggers.append(WandbLogger(name, folder / stage, project="Agglomerator", offline=offline))
     return loggers
+
+
+@rank_zero_only
+def keep_metrics(logger, step):
+    """Keep the rows before a step of the CSV that an interrupted run has left; Lightning would
+    begin a new file."""
+    path = Path(logger.log_dir) / "metrics.csv"
+    if not path.is_file():
+        return
+    with path.open(newline="", encoding="utf-8") as file:
+        table = csv.DictReader(file)
+        rows = [row for row in table if int(row["step"]) < step]
+    logger.experiment.metrics_keys = table.fieldnames
+    with path.open("w", newline="", encoding="utf-8") as file:
+        kept = csv.DictWriter(file, table.fieldnames)
+        kept.writeheader()
+        kept.writerows(rows)
 
 
 def has_wandb_account():
     """Whether Weights & Biases would log in without asking."""
     import wandb
 
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"] == "online"
-    host = urlsplit(wandb.setup().settings.base_url).hostname
-    if wandb.setup().settings.api_key:
-        return True
+    wanted = wandb.Settings()
+    if wanted.mode in ("offline", "disabled") or wanted.api_key:
+        return wanted.mode not in ("offline", "disabled")
+    host = urlsplit(wanted.base_url).hostname
     try:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
@@ -399,8 +420,8 @@ def say(text):
 
 def quiet_libraries():
     """Silence what other packages say and a user of this one can do nothing about."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
+    for name in ("pytorch_lightning", "lightning_fabric", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torchmetrics")
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
 

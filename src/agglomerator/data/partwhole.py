@@ -117,13 +117,14 @@ CLASSES = tuple(OBJECTS)
 PARTS = tuple(dict.fromkeys(part[0] for parts in OBJECTS.values() for part in parts))
 SPLITS = {"train": 20000, "test": 4000}
 
+# Far from one another (at least 70 of RGB), so that whatever two are drawn can be told apart.
 _PALETTE = np.array(
     [
-        (228, 26, 40), (60, 180, 75), (250, 220, 40), (40, 80, 200), (245, 130, 48), (145, 30, 180),
-        (70, 225, 235), (240, 50, 230), (190, 240, 70), (250, 185, 205), (0, 125, 125),
-        (205, 175, 250), (150, 95, 35), (250, 245, 200), (125, 0, 20), (165, 245, 195),
-        (110, 115, 10), (245, 200, 150), (10, 15, 100), (125, 125, 130), (245, 245, 245),
-        (25, 25, 25), (80, 150, 240), (15, 75, 35),
+        (228, 26, 40), (60, 180, 75), (250, 220, 40), (40, 70, 200), (245, 130, 48), (145, 30, 180),
+        (70, 225, 235), (240, 50, 230), (180, 235, 70), (250, 170, 190), (0, 125, 125),
+        (195, 165, 250), (150, 95, 35), (125, 0, 40), (165, 245, 175), (100, 105, 10),
+        (245, 205, 130), (10, 10, 105), (130, 130, 135), (248, 248, 240), (25, 25, 25),
+        (80, 150, 240),
     ]
 )  # fmt: skip
 
@@ -205,9 +206,6 @@ _CLUTTER = tuple(_Sprite([row]) for row in CLUTTER)
 _OCCLUDERS = tuple(_Sprite([row]) for row in OCCLUDERS)
 
 
-_11 = np.uint64(11)
-
-
 class _Uniform:
     """Random numbers in [low, high) made of the raw bits of PCG64, which numpy keeps for ever."""
 
@@ -215,7 +213,7 @@ class _Uniform:
         self.bits = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(index,)))
 
     def __call__(self, *shape, low=0.0, high=1.0):
-        raw = self.bits.random_raw(math.prod(shape)).reshape(shape) >> _11
+        raw = self.bits.random_raw(math.prod(shape)).reshape(shape) >> np.uint64(11)
         return raw * ((high - low) * 2.0**-53) + low
 
     def integer(self, stop):
@@ -299,7 +297,7 @@ def _distances(uniform, sprites, maps, image_size):
     unit = np.where(kinds == _SIDE, steepness, 1.0)
 
     pixels = np.arange(image_size) + 0.5
-    forms_x = (((slope_x / unit)[:, None]) * pixels + (constant / unit)[:, None]).astype(np.float32)
+    forms_x = ((slope_x / unit)[:, None] * pixels + (constant / unit)[:, None]).astype(np.float32)
     forms_y = ((slope_y / unit)[:, None] * pixels).astype(np.float32)
     steepness = steepness.astype(np.float32)
     side, u, v = kinds == _SIDE, kinds == _U, kinds == _V
@@ -364,7 +362,7 @@ def _colours(uniform, sprites, numbers):
             order = [len(palette) - 1 if front else uniform.integer(len(palette))]
         picked.append(palette[order])
     shapes = np.concatenate(picked[::-1])
-    jitter = np.floor(uniform(len(shapes), 3, low=-14, high=15))
+    jitter = np.floor(uniform(len(shapes), 3, low=-12, high=13))
     return ground, np.clip(shapes + jitter, 0, 255)
 
 

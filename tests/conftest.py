@@ -1,0 +1,132 @@
+"""What the tests share: the program as a user runs it, and small runs that several tests look at.
+
+The runs train on scikit-learn's digits, tiny networks for a few batches.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+# Two test processes on two cores: more threads would only get in each other's way.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parents[1]
+HOME = tempfile.TemporaryDirectory(prefix="agglomerator-home-")
+
+SMALL = (
+    "--dataset=digits",
+    "--image_size=16",
+    "--conv_image_size=4",
+    "--n_channels=1",
+    "--patch_dim=16",
+    "--contr_dim=32",
+    "--batch_size=32",
+    "--learning_rate=0.005",
+    "--logger=none",
+)
+
+
+@dataclass
+class Result:
+    """What a run of the program left: exit status, what it said, and its --output_dir."""
+
+    status: int
+    stdout: str
+    stderr: str
+    output: Path | None = None
+
+
+def run_program(*flags, ok=True, environment=()):
+    """Run `python src/main.py` from the project's folder: nobody at the keyboard, no display, no
+    Weights & Biases account, no way to the internet.
+
+    Args:
+        flags: of the command line.
+        ok: that it ends with exit status 0 is demanded; else that it does not.
+        environment: further environment variables, name to value.
+    """
+    names = ("PATH", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "VIRTUAL_ENV")
+    env = {name: os.environ[name] for name in names if name in os.environ}
+    nowhere = "http://127.0.0.1:9"
+    env |= {"HOME": HOME.name, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env |= {"http_proxy": nowhere, "https_proxy": nowhere} | dict(environment)
+    command = [sys.executable, "src/main.py", *map(str, flags)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    said = f"{done.args}\n{done.stdout}\n{done.stderr}"
+    assert (done.returncode == 0) == ok, said
+    assert "Traceback" not in done.stderr, said
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def small_run(folder, *flags):
+    """A run of the small settings with a fresh output folder."""
+    result = run_program(*SMALL, f"--output_dir={folder}", *flags)
+    result.output = folder
+    return result
+
+
+@pytest.fixture(scope="session")
+def stage_one(tmp_path_factory):
+    """Stage one: 2 epochs of 35 batches, steps of 3 batches, a schedule of 1 epoch, islands."""
+    return small_run(
+        tmp_path_factory.mktemp("stage_one"),
+        "--exp_name=small",
+        "--max_epochs=2",
+        "--lr_speed=1",
+        "--accumulate=3",
+        "--plot_islands",
+    )
+
+
+@pytest.fixture(scope="session")
+def stage_one_checkpoint(stage_one):
+    return stage_one.output / "small" / "checkpoints" / "best.ckpt"
+
+
+@pytest.fixture(scope="session")
+def stage_two(stage_one_checkpoint, tmp_path_factory):
+    """Stage two from the checkpoint of stage one: 2 epochs of 4 batches."""
+    return small_run(
+        tmp_path_factory.mktemp("stage_two"),
+        "--exp_name=small",
+        "--max_epochs=2",
+        "--lr_speed=2",
+        "--limit_train=4",
+        "--supervise",
+        f"--load_checkpoint_dir={stage_one_checkpoint}",
+    )
+
+
+@pytest.fixture(scope="session")
+def stage_two_checkpoint(stage_two):
+    return stage_two.output / "small" / "checkpoints" / "supervised_best.ckpt"
+
+
+def save_published(path, weights):
+    """Write a checkpoint as Lightning 1.5 on torch 1.10 left it: beside the tensors it pickles the
+    annealing function of the scheduler as getattr(OneCycleLR, ...), which safe loaders refuse."""
+    anneal = torch.optim.lr_scheduler.OneCycleLR._annealing_cos
+    state = {"step": 43, "exp_avg": torch.ones(2), "exp_avg_sq": torch.ones(2)}
+    group = {"lr": 0.002, "betas": (0.9, 0.999), "params": [0]}
+    content = {
+        "epoch": 1,
+        "global_step": 43,
+        "pytorch-lightning_version": "1.5.10",
+        "state_dict": weights,
+        "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_path": "x.ckpt"}},
+        "optimizer_states": [{"state": {0: state}, "param_groups": [group]}],
+        "lr_schedulers": [{"total_steps": 86000, "anneal_func": anneal, "_last_lr": [0.0021]}],
+        "loops": {"fit_loop": {"state_dict": {}}},
+    }
+    torch.save(content, path)
+    return path

@@ -1,0 +1,171 @@
+import csv
+import re
+import shlex
+
+import pytest
+import torch
+from conftest import run_program, small_run
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def metrics(folder, stage="contrastive"):
+    """Column name -> [(step, value)] of the run's metrics.csv."""
+    with (folder / "logs" / stage / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        name: [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+        for name in rows[0]
+    }
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def changed(before, after):
+    """Names of the tensors that differ, without their common prefix."""
+    assert before.keys() == after.keys()
+    return {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+
+
+def epochs_said(result):
+    return [int(number) for number in re.findall(r"^epoch (\d+)/", result.stdout, re.MULTILINE)]
+
+
+def everything_below(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_stage_one_says_how_it_went_and_what_comes_next(stage_one):
+    assert epochs_said(stage_one) == [1, 2]
+    for line in stage_one.stdout.splitlines():
+        if line.startswith("epoch"):
+            assert all(word in line for word in ("train_loss", "val_loss", "val_acc", "images/s"))
+    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "flags.cfg"):
+        assert (stage_one.output / "small" / name).is_file()
+    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.csv"):
+        assert name in stage_one.stdout
+    assert "Next: python src/main.py" in stage_one.stdout
+
+
+def test_metrics_are_written_without_any_logger(stage_one):
+    found = metrics(stage_one.output / "small")
+    for name in ("val_loss", "val_acc", "wl", "wBU", "wTD", "wA", "train_loss_epoch"):
+        assert len(found[name]) == 2, name
+    assert all(0 <= value <= 1 for _, value in found["val_acc"])
+    assert any(name.startswith("lr") for name in found)
+    assert found["wl"] != [(step, 0.25) for step, _ in found["wl"]]
+
+
+def test_schedule_counts_accumulated_batches_and_holds_its_last_value(stage_one):
+    found = metrics(stage_one.output / "small")
+    (name,) = (name for name in found if name.startswith("lr"))
+    rates = dict(found[name])  # 1150 images: 35 batches of 32, so 12 steps of 3 batches an epoch
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.005, total_steps=12)
+    expected = []
+    for _ in range(12):
+        expected += schedule.get_last_lr()
+        optimizer.step()
+        if len(expected) < 12:
+            schedule.step()
+    assert max(rates) >= 12 > min(rates)
+    for step, rate in rates.items():
+        assert rate == pytest.approx(expected[min(step, 11)])
+
+
+def test_islands_are_drawn_as_pictures(stage_one):
+    pictures = list((stage_one.output / "small" / "islands").glob("*.png"))
+    assert len(pictures) >= 2
+    assert all(path.read_bytes().startswith(PNG) for path in pictures)
+
+
+def test_the_next_command_trains_the_classifier(stage_one, tmp_path):
+    (line,) = (line for line in stage_one.stdout.splitlines() if line.startswith("Next: "))
+    words = shlex.split(line.removeprefix("Next: "))
+    assert words[:2] == ["python", "src/main.py"]
+    before = everything_below(stage_one.output / "small" / "checkpoints")
+    flags = [f"--output_dir={tmp_path}", "--max_epochs=1", "--limit_train=2", "--noplot_islands"]
+    result = run_program(*words[2:], *flags)
+    assert "supervised training: 1 epochs" in result.stdout
+    assert (tmp_path / "small" / "checkpoints" / "supervised_best.ckpt").is_file()
+    assert everything_below(stage_one.output / "small" / "checkpoints") == before
+
+
+def test_stage_two_changes_the_classifier_alone(stage_one_checkpoint, stage_two):
+    checkpoints = stage_two.output / "small" / "checkpoints"
+    after = weights(checkpoints / "supervised_last.ckpt")
+    names = changed(weights(stage_one_checkpoint), after)
+    assert names == {name for name in after if "classification_head" in name}
+    found = metrics(stage_two.output / "small", "supervised")
+    assert {"train_acc", "val_acc", "val_loss"} <= found.keys()
+
+
+def test_stage_two_is_the_same_with_resume_training(stage_one_checkpoint, stage_two, tmp_path):
+    result = small_run(
+        tmp_path,
+        "--exp_name=small",
+        "--max_epochs=2",
+        "--lr_speed=2",
+        "--limit_train=4",
+        "--resume_training",
+        "--supervise",
+        f"--load_checkpoint_dir={stage_one_checkpoint}",
+    )
+    assert epochs_said(result) == [1, 2]
+    name = "small/checkpoints/supervised_last.ckpt"
+    assert not changed(weights(stage_two.output / name), weights(tmp_path / name))
+
+
+def test_finetune_lets_everything_learn(stage_one_checkpoint, tmp_path):
+    small_run(
+        tmp_path,
+        "--exp_name=small",
+        "--max_epochs=1",
+        "--limit_train=2",
+        "--finetune",
+        f"--load_checkpoint_dir={stage_one_checkpoint}",
+    )
+    after = weights(tmp_path / "small" / "checkpoints" / "finetuned_last.ckpt")
+    assert changed(weights(stage_one_checkpoint), after) == set(after)
+
+
+def test_a_run_goes_on_and_a_new_one_puts_the_earlier_aside(tmp_path):
+    flags = "--exp_name=again", "--lr_speed=4", "--limit_train=12", "--limit_val=2"
+    folder = tmp_path / "again"
+    small_run(tmp_path, *flags, "--max_epochs=2")
+    first = metrics(folder)
+
+    result = small_run(tmp_path, *flags, "--max_epochs=3", "--resume_training")
+    assert epochs_said(result) == [3]
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (last["epoch"], last["global_step"]) == (2, 36)
+    found = metrics(folder)
+    assert found["val_loss"][:2] == first["val_loss"]
+    assert len(found["val_loss"]) == 3
+
+    kept = {path.read_bytes() for path in (folder / "checkpoints").iterdir()}
+    kept.add((folder / "logs" / "contrastive" / "metrics.csv").read_bytes())
+    result = small_run(tmp_path, *flags, "--max_epochs=1")
+    assert "moved to" in result.stdout
+    assert kept <= set(everything_below(folder / "earlier").values())
+    assert len(metrics(folder)["val_loss"]) == 1
+
+
+def test_mode_all_runs_both_stages_and_the_test(tmp_path):
+    result = small_run(
+        tmp_path,
+        "--exp_name=all",
+        "--mode=all",
+        "--max_epochs=1",
+        "--limit_train=4",
+        "--supervised_epochs=2",
+        "--limit_test=2",
+    )
+    assert epochs_said(result) == [1, 1, 2]
+    assert "top-1" in result.stdout
+    for name in ("best.ckpt", "last.ckpt", "supervised_best.ckpt", "supervised_last.ckpt"):
+        assert (tmp_path / "all" / "checkpoints" / name).is_file()
+    assert (tmp_path / "all" / "test_supervised.json").is_file()
+    assert (tmp_path / "all" / "islands" / "supervised_test.png").read_bytes().startswith(PNG)
