@@ -141,12 +141,14 @@ def test_a_run_goes_on_and_a_new_one_puts_the_earlier_aside(tmp_path):
     assert epochs_said(result) == [3]
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert (last["epoch"], last["global_step"]) == (2, 36)
+    tracked = {int(v) for k, v in last["state_dict"].items() if "num_batches_tracked" in k}
+    assert tracked == {36}  # it went on in training mode
     found = metrics(folder)
     assert found["val_loss"][:2] == first["val_loss"]
     assert len(found["val_loss"]) == 3
 
     kept = {path.read_bytes() for path in (folder / "checkpoints").iterdir()}
-    kept.add((folder / "logs" / "contrastive" / "metrics.csv").read_bytes())
+    kept |= {(folder / n).read_bytes() for n in ("logs/contrastive/metrics.csv", "flags.cfg")}
     result = small_run(tmp_path, *flags, "--max_epochs=1")
     assert "moved to" in result.stdout
     assert kept <= set(everything_below(folder / "earlier").values())

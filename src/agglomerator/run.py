@@ -133,9 +133,8 @@ def train(settings, given, advise=True):
     say(f"  metrics     {folder / 'logs' / stage / 'metrics.csv'}")
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and logger._offline:
-            say(
-                f"  wandb       logged offline; upload by: wandb sync {Path(logger.experiment.dir).parent}"
-            )
+            upload = f"wandb sync {Path(logger.experiment.dir).parent}"
+            say(f"  wandb       logged offline; upload by: {upload}")
     if advise:
         following = {"mode": "test"} if stage != "contrastive" else {"supervise": True}
         say(f"Next: {command(settings, load_checkpoint_dir=best_path, **following)}")

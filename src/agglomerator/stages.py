@@ -58,9 +58,11 @@ class Stage(LightningModule):
         self.confusion = MulticlassConfusionMatrix(n_classes)
         for name, parameter in model.named_parameters():
             in_classifier = name.startswith("classification_head")
-            parameter.requires_grad = self.stage == "finetuned" or in_classifier == (
-                self.stage == "supervised"
-            )
+            if self.stage == "finetuned":
+                parameter.requires_grad = True
+            else:
+                parameter.requires_grad = in_classifier == (self.stage == "supervised")
+        self.train()  # a network from a checkpoint comes in evaluation mode
 
     def train(self, mode=True):
         super().train(mode)
@@ -71,6 +73,7 @@ class Stage(LightningModule):
     def training_step(self, batch, batch_idx):
         images, labels = batch
         draw = self._chance(batch_idx)
+        torch.manual_seed(draw.initial_seed())  # for dropout
         if self.stage == "contrastive":
             loss, embedding = self._contrast(images, labels, draw)
             views = labels.repeat(2)
@@ -91,8 +94,7 @@ class Stage(LightningModule):
 
     def _contrast(self, images, labels, draw):
         """Contrastive loss of two augmented views of each image, and their embeddings (2B, ...)."""
-        views = [self.data.augmented_view(images, draw) for _ in range(2)]
-        embedding = self.model(torch.cat(views))
+        embedding = self.model(self.data.augmented_view(images.repeat(2, 1, 1, 1), draw))
         loss = supervised_contrastive_loss(
             embedding, labels.repeat(2), self.settings.temperature, across_processes=self.training
         )

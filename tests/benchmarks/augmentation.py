@@ -1,6 +1,8 @@
 """Augmented views per second: whole batches (agglomerator.data.augment) against one image at a time
 (Pillow and torchvision's transforms), both RandAugment and normalisation, two views of each image,
-in DataLoader workers. The sides take turns; a table shows the medians and their ratio.
+in DataLoader workers. Whole batches are normalised either in the workers, which then hand over four
+bytes a value, or by the process that receives uint8, as a training loop does on its device.
+The sides take turns; a table shows the medians and their ratio to one image at a time.
 
     python tests/benchmarks/augmentation.py --data_dir DIR    # images in DIR/train/<class>/*.png
 
@@ -44,10 +46,11 @@ class PerImage(Dataset):
 
 
 class WholeBatches(Dataset):
-    """A uint8 tensor, of which a list of indices gives two augmented batches."""
+    """A uint8 tensor, of which a list of indices gives two augmented views in one batch."""
 
-    def __init__(self, images):
+    def __init__(self, images, normalized):
         self.images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        self.normalized = normalized
         self.generator = None
 
     def __len__(self):
@@ -56,10 +59,9 @@ class WholeBatches(Dataset):
     def __getitem__(self, indices):
         if self.generator is None:
             self.generator = torch.Generator().manual_seed(torch.initial_seed())
-        batch = self.images[torch.tensor(indices)]
-        return tuple(
-            normalize(rand_augment(batch, self.generator), MEAN, STD) for _ in range(2)
-        )
+        batch = self.images[torch.tensor(indices)].repeat(2, 1, 1, 1)
+        views = rand_augment(batch, self.generator)
+        return normalize(views, MEAN, STD) if self.normalized else views
 
 
 def read_images(folder, count):
@@ -79,8 +81,10 @@ def generated_images(count):
 def views_per_second(loader, epochs):
     start, views = time.perf_counter(), 0
     for _ in range(epochs):
-        for first, second in loader:
-            views += len(first) + len(second)
+        for batch in loader:
+            if torch.is_tensor(batch) and batch.dtype == torch.uint8:
+                batch = normalize(batch, MEAN, STD)
+            views += len(batch) if torch.is_tensor(batch) else sum(map(len, batch))
     return views / (time.perf_counter() - start)
 
 
@@ -97,17 +101,20 @@ def main():
         images = read_images(args.data_dir, args.images)
     else:
         images = generated_images(args.images)
-    # Workers start once and one epoch warms them up: both sides are measured at full speed.
+    # With more threads this process would take the workers' cores.
+    torch.set_num_threads(1)
+    # Workers start once and one epoch warms them up: all sides are measured at full speed.
     options = {"num_workers": args.workers, "persistent_workers": args.workers > 0}
-    per_image = PerImage(images)
-    whole = WholeBatches(images)
-    sampler = BatchSampler(RandomSampler(whole), args.batch_size, drop_last=False)
+    sampler = BatchSampler(RandomSampler(range(len(images))), args.batch_size, drop_last=False)
+    in_workers, by_receiver = (
+        DataLoader(WholeBatches(images, normalized), None, sampler=sampler, **options)
+        for normalized in (True, False)
+    )
+    one_by_one = DataLoader(PerImage(images), args.batch_size, shuffle=True, **options)
     sides = {
-        "one image at a time": (
-            DataLoader(per_image, args.batch_size, shuffle=True, **options),
-            1,
-        ),
-        "whole batches": (DataLoader(whole, sampler=sampler, batch_size=None, **options), 5),
+        "one image at a time": (one_by_one, 1),
+        "batches, normalised in workers": (in_workers, 5),
+        "batches, normalised by receiver": (by_receiver, 5),
     }
     speeds = {name: [] for name in sides}
     for round_number in range(args.rounds + 1):
@@ -119,12 +126,12 @@ def main():
     source = args.data_dir or "generated"
     print(f"{len(images)} images {images.shape[1:]} ({source}), batches of {args.batch_size},")
     print(f"{args.workers} workers, {args.rounds} rounds, augmented views/s\n")
-    print(f"{'':22}{'median':>10}{'least':>10}{'greatest':>10}")
+    print(f"{'':32}{'median':>10}{'least':>10}{'greatest':>10}{'ratio':>8}")
+    baseline = statistics.median(speeds["one image at a time"])
     for name, values in speeds.items():
         median, least, greatest = statistics.median(values), min(values), max(values)
-        print(f"{name:22}{median:10,.0f}{least:10,.0f}{greatest:10,.0f}")
-    medians = [statistics.median(values) for values in speeds.values()]
-    print(f"\nratio of the medians  {medians[1] / medians[0]:.1f}")
+        ratio = median / baseline
+        print(f"{name:32}{median:10,.0f}{least:10,.0f}{greatest:10,.0f}{ratio:8.1f}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 # One row a part, back to front: name, shape, numbers. x points right, y down, -1 to 1.
-# ellipse: centre x, y, radius x, y; box: left, top, right, bottom; polygon (convex): x, y, x, y, ...
+# ellipse: centre x, y, radius x, y; box: left, top, right, bottom; polygon: x, y of each corner,
+# convex and clockwise as seen.
 OBJECTS = {
     "face": (
         ("ear", "ellipse", -0.84, -0.02, 0.16, 0.26),
@@ -122,8 +123,8 @@ _PALETTE = np.array(
     [
         (228, 26, 40), (60, 180, 75), (250, 220, 40), (40, 70, 200), (245, 130, 48), (145, 30, 180),
         (70, 225, 235), (240, 50, 230), (180, 235, 70), (250, 170, 190), (0, 125, 125),
-        (195, 165, 250), (150, 95, 35), (125, 0, 40), (165, 245, 175), (100, 105, 10),
-        (245, 205, 130), (10, 10, 105), (130, 130, 135), (248, 248, 240), (25, 25, 25),
+        (195, 165, 250), (150, 95, 35), (125, 0, 40), (165, 245, 175), (85, 115, 10),
+        (245, 208, 122), (10, 10, 105), (130, 130, 135), (248, 248, 240), (25, 25, 25),
         (80, 150, 240),
     ]
 )  # fmt: skip
@@ -255,6 +256,8 @@ def _arrange(uniform, label, difficulty, objects):
     slack = (0.5 / rows - half_sides)[:, None] + 0.05 * (rows - 1)
     grid = np.stack((cells % rows, cells // rows), axis=1)
     centres = (grid + 0.5) / rows + slack * uniform(count, 2, low=-1.0)
+    margin = half_sides[:, None]
+    centres = np.clip(centres, margin, 1 - margin)
     labels = [label] + [uniform.integer(len(CLASSES)) for _ in range(count - 1)]
     maps = _place(uniform, centres, half_sides, difficulty.tilt)
     sprites = [_OBJECTS[i] for i in reversed(labels)]
@@ -309,7 +312,7 @@ def _distances(uniform, sprites, maps, image_size):
     polygon = side[np.cumsum(counts) - 1]
     starts = np.cumsum(counts[polygon]) - counts[polygon]
     distances[polygon] = np.maximum.reduceat(field(side), starts, axis=0)
-    # Distance to an ellipse to first order: (r^2 - r) / |gradient of r^2 / 2|, where r^2 = u^2 + v^2.
+    # To first order an ellipse is (r^2 - r) / |gradient of r^2 / 2| away, where r^2 = u^2 + v^2.
     uu, vv = field(u), field(v)
     uu *= uu
     vv *= vv
@@ -396,8 +399,9 @@ def draw_scene(seed, index, image_size=32, difficulty=1, objects=1):
     seed, index: integers from 0 on. image_size: 28 to 128. objects: 1 to 9, the greatest number
     of objects; how many there are is drawn for each scene.
     difficulty: 0 upright, almost equal size, plain background; 1 rotated up to 20 degrees, smaller,
-    mild texture and up to 4 shapes in the background; 2 rotated up to 38 degrees, strong texture, up
-    to 10 shapes, and a bar or disc in front that hides some of object 1 (counted as background).
+    mild texture and up to 4 shapes in the background; 2 rotated up to 38 degrees, strong texture,
+    up to 10 shapes, and a bar or disc in front that hides some of object 1. Those shapes, the bar
+    and the disc are background in both masks.
 
     Returns a Scene. Raises ValueError for an argument out of range.
     """
@@ -469,7 +473,10 @@ class PartWhole(Dataset):
         return draw_scene(self.seed, self.start + i, **self.settings)
 
     def arrays(self):
-        """All scenes: images (N, 3, S, S), labels (N,) int64, parts and objects (N, S, S), uint8."""
+        """All scenes: images (N, 3, S, S), labels (N,), parts (N, S, S), objects (N, S, S).
+
+        Labels are int64, the others uint8.
+        """
         side = self.settings["image_size"]
         images = np.empty((self.size, 3, side, side), np.uint8)
         labels = np.empty(self.size, np.int64)

@@ -1,0 +1,139 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_published, small_run
+from sklearn.datasets import load_digits
+
+from agglomerator import load_checkpoint
+from agglomerator.data.module import Data
+from agglomerator.settings import Settings
+
+PNG = b"\x89PNG\r\n\x1a\n"
+SETTINGS = dict(dataset="digits", image_size=16, conv_image_size=4, n_channels=1, patch_dim=16)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = Data(Settings(**SETTINGS))
+    data.setup()
+    return data
+
+
+def embed(checkpoint, data, subset):
+    """Embeddings of a subset in its order, and its labels, without the program."""
+    model = load_checkpoint(checkpoint)
+    images, labels = subset.dataset[torch.as_tensor(list(subset.indices))]
+    with torch.no_grad():
+        return model(data.view(images)).numpy(), labels.numpy()
+
+
+def check_record(folder, stage, n_images):
+    """What every test's JSON, CSV and picture must hold; returns the JSON."""
+    record = json.loads((folder / f"test_{stage}.json").read_text())
+    matrix = np.array(record["confusion_matrix"])
+    assert record["images"] == matrix.sum() == n_images
+    assert record["top1"] == pytest.approx(np.trace(matrix) / matrix.sum())
+    assert record["error"] == pytest.approx(1 - record["top1"])
+    assert record["top1"] <= record["top5"] <= 1
+    assert record["stage"] == stage
+    shares = matrix.diagonal() / matrix.sum(1)
+    assert list(record["per_class"].values()) == pytest.approx(shares.tolist())
+    with (folder / f"confusion_{stage}.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert [[int(count) for count in row[1:]] for row in rows] == matrix.tolist()
+    assert header[1:] == [row[0] for row in rows] == list(record["per_class"])
+    assert (folder / f"confusion_{stage}.png").read_bytes().startswith(PNG)
+    return record
+
+
+def test_test_of_the_classifier(stage_two_checkpoint, digits, tmp_path):
+    result = small_run(
+        tmp_path,
+        "--exp_name=tested",
+        "--mode=test",
+        "--supervise",
+        "--plot_islands",
+        f"--load_checkpoint_dir={stage_two_checkpoint}",
+    )
+    record = check_record(tmp_path / "tested", "supervised", len(digits.test))
+    assert f"{record['top1']:.2%}" in result.stdout
+    pictures = list((tmp_path / "tested" / "islands").glob("*test*.png"))
+    assert pictures and all(path.read_bytes().startswith(PNG) for path in pictures)
+
+    model = load_checkpoint(stage_two_checkpoint)
+    images, labels = digits.test.dataset[:]
+    with torch.no_grad():
+        logits = model.classify(digits.view(images))
+    matrix = np.zeros((10, 10), dtype=int)
+    np.add.at(matrix, (labels.numpy(), logits.argmax(1).numpy()), 1)
+    assert record["confusion_matrix"] == matrix.tolist()
+    loss = torch.nn.functional.cross_entropy(logits, labels).item()
+    assert record["loss"] == pytest.approx(loss, rel=1e-3)
+
+
+def test_test_of_a_stage_one_checkpoint(stage_one_checkpoint, digits, tmp_path):
+    small_run(
+        tmp_path,
+        "--exp_name=tested",
+        "--mode=test",
+        f"--load_checkpoint_dir={stage_one_checkpoint}",
+    )
+    record = check_record(tmp_path / "tested", "contrastive", len(digits.test))
+
+    embedding, labels = embed(stage_one_checkpoint, digits, digits.train)
+    means = np.stack([embedding[labels == c].mean(0) for c in range(10)])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    embedding, labels = embed(stage_one_checkpoint, digits, digits.test)
+    accuracy = ((embedding @ means.T).argmax(1) == labels).mean()
+    assert record["top1"] == pytest.approx(accuracy, abs=0.005)
+    assert record["loss"] > 0
+
+
+def test_freeze_writes_every_image_in_the_order_of_the_data_set(
+    stage_one_checkpoint, digits, tmp_path
+):
+    small_run(
+        tmp_path, "--exp_name=f", "--mode=freeze", f"--load_checkpoint_dir={stage_one_checkpoint}"
+    )
+    for name in ("train", "val", "test"):
+        features = np.load(tmp_path / "f" / f"features_{name}.npy")
+        labels = np.load(tmp_path / "f" / f"labels_{name}.npy")
+        embedding, expected = embed(stage_one_checkpoint, digits, getattr(digits, name))
+        assert features.dtype == np.float32
+        np.testing.assert_allclose(features, embedding, atol=1e-5)
+        np.testing.assert_array_equal(labels, expected)
+    n_images = len(digits.train) + len(digits.val) + len(digits.test)
+    assert n_images == len(load_digits().target)
+
+
+def test_published_checkpoint_works_like_our_own(stage_two_checkpoint, tmp_path):
+    # The flags of the checkpoint are left to its shapes; 16 = 4 times the grid of 4.
+    model = load_checkpoint(stage_two_checkpoint)
+    path = save_published(tmp_path / "published.ckpt", model.state_dict())
+    flags = "--mode=test", "--supervise", "--exp_name=tested"
+    for checkpoint in (stage_two_checkpoint, path):
+        folder = tmp_path / checkpoint.stem
+        small_run(folder, *flags, "--limit_test=4", f"--load_checkpoint_dir={checkpoint}")
+    records = [
+        json.loads((tmp_path / stem / "tested" / "test_supervised.json").read_text())
+        for stem in (stage_two_checkpoint.stem, "published")
+    ]
+    assert records[0] | {"checkpoint": str(path)} == records[1]
+
+
+def test_stage_two_from_a_published_checkpoint(stage_one_checkpoint, tmp_path):
+    # SPEC section 2 trains the classifier on one with --resume_training.
+    path = save_published(tmp_path / "p.ckpt", load_checkpoint(stage_one_checkpoint).state_dict())
+    small_run(
+        tmp_path,
+        "--exp_name=p",
+        "--max_epochs=1",
+        "--limit_train=2",
+        "--resume_training",
+        "--supervise",
+        f"--load_checkpoint_dir={path}",
+    )
+    assert (tmp_path / "p" / "checkpoints" / "supervised_best.ckpt").is_file()
