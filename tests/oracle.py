@@ -52,9 +52,7 @@ def consensus(level, flags):
         scores = torch.where(torch.eye(n, dtype=torch.bool), torch.tensor(-5e-4).to(scores), scores)
     radius = flags["local_consensus_radius"]
     if radius > 0:
-        far = [
-            [math.dist(divmod(i, s), divmod(j, s)) > radius for j in range(n)] for i in range(n)
-        ]
+        far = [[math.dist(divmod(i, s), divmod(j, s)) > radius for j in range(n)] for i in range(n)]
         scores = scores.masked_fill(torch.tensor(far), -torch.inf)
     return torch.einsum("bij,bdj->bdi", scores.softmax(-1), level)
 

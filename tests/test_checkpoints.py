@@ -77,9 +77,9 @@ def test_file_cut_short(published, share):
     refused(published)
 
 
-def test_file_with_damaged_tensors(published):
+def test_file_with_a_damaged_index(published):
     content = bytearray(published.read_bytes())
-    for place in range(len(content) // 4, len(content) // 2, 50):
+    for place in range(200, 2000, 20):
         content[place] ^= 0xFF
     published.write_bytes(content)
     refused(published)
@@ -162,8 +162,8 @@ def test_code_in_a_checkpoint_is_not_run(case, tmp_path, place):
     assert marker.exists()  # a careless loader would have run it
 
 
-def test_code_behind_a_permitted_name_is_not_run(case, tmp_path):
-    """Published checkpoints pickle getattr: it must lead nowhere."""
+def test_code_among_the_arguments_of_a_permitted_name_is_not_run(case, tmp_path):
+    """Published checkpoints pickle a call of getattr: it must lead nowhere."""
     marker, path = tmp_path / "marker", tmp_path / "evil.ckpt"
 
     class Hidden:
@@ -175,7 +175,7 @@ def test_code_behind_a_permitted_name_is_not_run(case, tmp_path):
     assert not marker.exists()
 
 
-def test_stage_and_epoch_are_read(stage_one_checkpoint, published):
-    own = read(stage_one_checkpoint)
-    assert (own.stage, own.epoch in (0, 1)) == ("contrastive", True)
-    assert (read(published).stage, read(published).epoch) == (None, 1)
+def test_stage_is_read(stage_one_checkpoint, stage_two_checkpoint, published):
+    assert read(stage_one_checkpoint).stage == "contrastive"
+    assert read(stage_two_checkpoint).stage == "supervised"
+    assert read(published).stage is None

@@ -12,7 +12,9 @@ SHORT = "--exp_name=logged", "--max_epochs=1", "--limit_train=10", "--limit_val=
 
 def write_idx(path, array):
     """A file in the IDX format of MNIST and FashionMNIST."""
-    header = struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+    header = struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(
+        f">{array.ndim}I", *array.shape
+    )
     path.write_bytes(header + array.tobytes())
 
 

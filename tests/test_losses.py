@@ -57,9 +57,7 @@ LABELS = [0, 1, 2, 0, 1, 1, 2, 0, 1, 2, 2, 0]
 
 def _one_of_two(rank, folder):
     """The process `rank` of two: its half of the batch through one linear map."""
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
-    )
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     half = slice(rank * 6, rank * 6 + 6)
     layer, images, labels = _case()
     layer = torch.nn.parallel.DistributedDataParallel(layer)

@@ -95,8 +95,7 @@ def train(settings, given, advise=True):
     best = ModelCheckpoint(
         folder / "checkpoints",
         filename=f"{prefix}best",
-        monitor="val_acc" if settings.limit_val else None,
-        mode="max",
+        monitor="val_loss" if settings.limit_val else None,
         enable_version_counter=False,
     )
     last = ModelCheckpoint(

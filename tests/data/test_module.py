@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from agglomerator.data.module import Data, chance
+from agglomerator.data.sets import DATA_SETS
+from agglomerator.settings import Settings, UserError
+
+DIGITS = dict(dataset="digits", image_size=16, conv_image_size=4, n_channels=1)
+
+
+def read(**flags):
+    data = Data(Settings(**DIGITS | flags))
+    data.setup()
+    return data
+
+
+def test_a_fifth_is_held_out_by_seed():
+    data, again, other = read(), read(), read(seed=1)
+    train, val = list(data.train.indices), list(data.val.indices)
+    assert sorted(train + val) == list(range(1437))
+    assert len(val) == round(1437 / 5)
+    assert train == sorted(train) and val == sorted(val)
+    assert list(again.val.indices) == val
+    assert list(other.val.indices) != val
+
+
+def test_test_set_is_whole_and_the_same_for_every_seed():
+    data, other = read(), read(seed=1)
+    assert list(data.test.indices) == list(range(360))
+    for found, expected in zip(other.test[:], data.test[:], strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("n_channels", [1, 3])
+@pytest.mark.parametrize("image_size", [8, 20])
+def test_images_have_the_size_and_channels_asked_for(image_size, n_channels):
+    flags = dict(image_size=image_size, conv_image_size=image_size, n_channels=n_channels)
+    data = read(**flags)
+    images, labels = data.train[[0, 5, 7]]
+    assert images.shape == (3, n_channels, image_size, image_size)
+    assert images.dtype == torch.uint8
+    assert labels.tolist() == [int(data.train.dataset.labels[data.train.indices[i]])
+                               for i in (0, 5, 7)]  # fmt: skip
+
+
+def test_view_normalises_and_changes_nothing_else():
+    data = read()
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3).expand(1, 1, 4, 3)
+    found = data.view(images)[0, 0, 0]
+    torch.testing.assert_close(found, torch.tensor([-1.0, -0.6, 1.0]))
+
+
+def test_augmented_views_differ_and_repeat_with_their_seed():
+    data = read()
+    images, _ = data.train[list(range(16))]
+    draw = chance(1, 2)
+    first, second = data.augmented_view(images, draw), data.augmented_view(images, draw)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, data.augmented_view(images, chance(1, 2)))
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_wrong_number_of_classes_is_refused(name):
+    right = DATA_SETS[name].n_classes
+    with pytest.raises(UserError, match=f"--n_classes={right}"):
+        Data(Settings(dataset=name, n_classes=right + 1))
+
+
+def test_unknown_data_set_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match="--dataset=fashionmnist: did you mean FashionMNIST"):
+        Data(Settings(dataset="fashionmnist"))

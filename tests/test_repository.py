@@ -1,0 +1,38 @@
+import json
+import re
+import subprocess
+
+import pytest
+from conftest import ROOT
+
+TOP_LEVEL = {"src", "config", "img", "tests", "Pipfile", "Pipfile.lock", "README.md"}
+INDEX = re.compile(rb"https?://[^\s\"']*(/simple\b|pypi\.org|pythonhosted|artifactory|nexus)")
+
+
+@pytest.fixture(scope="module")
+def tracked():
+    """Paths of the tracked files; those of a copy without git are all files in its folders."""
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in done.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def test_top_level_holds_what_it_should(tracked):
+    found = {path.relative_to(ROOT).parts[0] for path in tracked}
+    assert {name for name in found if not name.startswith(".")} <= TOP_LEVEL
+
+
+def test_lock_names_no_package_index():
+    lock = json.loads((ROOT / "Pipfile.lock").read_text())
+    assert lock["_meta"]["sources"] == []
+    assert lock["default"]["torch"]["version"]
+    assert not [name for name, entry in lock["default"].items() if "index" in entry]
+
+
+def test_no_file_names_a_package_index(tracked):
+    assert [path for path in tracked if INDEX.search(path.read_bytes())] == []
+
+
+def test_no_file_is_large(tracked):
+    assert [path for path in tracked if path.stat().st_size > 2_000_000] == []

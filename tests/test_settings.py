@@ -1,0 +1,89 @@
+import re
+
+import pytest
+
+from agglomerator.settings import FIELDS, Settings, UserError
+
+# Settings that cannot work, and what the message must name: the flag with its value, and a way out.
+REFUSED = {
+    "patch": (dict(patch_size=3), "--patch_size=3", "1, 2, 4, 8"),
+    "no channels": (dict(patch_size=8, patch_dim=32), "--patch_dim=32", "128"),
+    "odd channels": (dict(patch_dim=9), "--patch_dim=9", "2"),
+    "grid": (dict(conv_image_size=7), "--conv_image_size=7", "8, 16, 32"),
+    "grid of 28": (dict(image_size=28), "--conv_image_size=8", "7, 14, 28"),
+    "state": (dict(denoise_iter=5), "--denoise_iter=5", "0 to 4"),
+    "state from the end": (dict(denoise_iter=-6), "--denoise_iter=-6", "-1 to -5"),
+    "state of given iterations": (dict(iters=2, denoise_iter=3), "--denoise_iter=3", "0 to 2"),
+    "one level": (dict(levels=1), "--levels=1", "at least 2"),
+    "channels": (dict(n_channels=2), "--n_channels=2", "1, 3"),
+    "mode": (dict(mode="fit"), "--mode=fit", "train, test, freeze"),
+    "logger": (dict(logger="mlflow"), "--logger=mlflow", "wandb, tensorboard, csv, none"),
+    "temperature": (dict(temperature=0.0), "--temperature=0.0", "0.07"),
+    "dropout": (dict(dropout=1.5), "--dropout=1.5", "at most 1"),
+    "not a number": (dict(learning_rate=float("nan")), "--learning_rate=nan", "finite"),
+    "batch": (dict(batch_size=0), "--batch_size=0", "at least 1"),
+    "radius": (dict(local_consensus_radius=-1), "--local_consensus_radius=-1", "at least 0"),
+    "text": (dict(levels="2"), "--levels='2'", "int"),
+    "boolean": (dict(levels=True), "--levels=True", "int"),
+    "number": (dict(supervise=1), "--supervise=1", "bool"),
+}
+
+
+@pytest.mark.parametrize("values, flag, way_out", REFUSED.values(), ids=REFUSED)
+def test_message_names_flag_value_and_what_works(values, flag, way_out):
+    with pytest.raises(UserError) as error:
+        Settings(**values)
+    message = str(error.value)
+    assert message.startswith(f"{flag}: ")
+    assert way_out in message.removeprefix(flag)
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("patch_dim", [6, 16, 32, 36, 100])
+@pytest.mark.parametrize("patch_size", [1, 2, 4, 8])
+def test_advice_on_patches_works(patch_dim, patch_size):
+    try:
+        Settings(patch_dim=patch_dim, patch_size=patch_size)
+    except UserError as error:
+        width = int(re.search(r"as --patch_dim=(\d+)", str(error))[1])
+        Settings(patch_dim=width, patch_size=patch_size)
+        sizes = re.search(r"--patch_size of ([\d, ]+)", str(error))
+        for size in sizes[1].split(", "):
+            Settings(patch_dim=patch_dim, patch_size=int(size))
+    else:
+        assert patch_dim % (2 * patch_size**2) == 0
+
+
+@pytest.mark.parametrize("image_size", [8, 15, 28, 30, 32, 256])
+def test_three_grids_for_every_image_size(image_size):
+    for stride in (1, 2, 4):
+        grid = -(-image_size // stride)
+        settings = Settings(image_size=image_size, conv_image_size=grid)
+        assert settings.tokenizer_stride == stride
+        assert settings.n_columns == grid**2
+
+
+def test_iterations_are_twice_the_levels_unless_given():
+    assert Settings(levels=3).n_iters == 6
+    assert Settings(levels=3, iters=1).n_iters == 1
+    assert Settings(iters=0, denoise_iter=0).n_iters == 0
+
+
+def test_ends_of_the_limits_are_allowed():
+    for state in (-5, 0, 4):
+        Settings(denoise_iter=state)
+    Settings(dropout=0.0)
+    Settings(limit_train=0.5, limit_val=0, limit_test=3)
+
+
+def test_replace_checks_anew():
+    settings = Settings()
+    assert settings.replace(levels=3).levels == 3
+    assert settings.levels == 2
+    with pytest.raises(UserError, match="--patch_size=3"):
+        settings.replace(patch_size=3)
+
+
+def test_every_setting_has_a_help_text():
+    for name, option in FIELDS.items():
+        assert len(option.metadata["help"].split()) >= 3, name
