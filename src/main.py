@@ -2,7 +2,7 @@
 
 import sys
 
-from absl import app
+from absl import app, logging
 
 from agglomerator import flags
 from agglomerator.settings import UserError
@@ -17,6 +17,7 @@ def parse(argv):
 
 
 def main(parsed):
+    logging.set_verbosity(logging.WARNING)  # absl would print what other packages note
     # PyTorch takes seconds to import: --help and wrong flags do not wait for it.
     from agglomerator.run import run
 

@@ -378,7 +378,8 @@ def load_data(settings):
 def put_aside(folder, stage):
     """Move what an earlier run of the same stage and name left, so that nothing is lost."""
     prefix = STAGE_PREFIX[stage]
-    names = [f"checkpoints/{prefix}best.ckpt", f"checkpoints/{prefix}last.ckpt", f"logs/{stage}"]
+    names = [f"checkpoints/{prefix}best.ckpt", f"checkpoints/{prefix}last.ckpt"]
+    names += [f"logs/{stage}", f"{prefix}flags.cfg"]
     if stage == "contrastive":
         names.append("islands")
     left = [name for name in names if (folder / name).exists()]
@@ -418,7 +419,7 @@ def say(text):
 
 def quiet_libraries():
     """Silence what other packages say and a user of this one can do nothing about."""
-    for name in ("pytorch_lightning", "lightning_fabric", "matplotlib"):
+    for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torchmetrics")
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
