@@ -95,6 +95,9 @@ def _load(path, where):
     if not zipfile.is_zipfile(path):
         raise UserError(f"{where}: is cut short or no checkpoint at all; copy or write it anew.")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile
         foreign = serialization.get_unsafe_globals_in_checkpoint(path)
         refused = [name for name in foreign if not name.startswith(PASSED_OVER)]
         if refused:

@@ -94,11 +94,13 @@ class IslandsView(Callback):
     def __init__(self, folder, stage):
         self.folder, self.stage = folder, stage
         self.figure = self.projection = None
+        self.window = False
         self.drawn_at = time.monotonic()
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if time.monotonic() - self.drawn_at > SECONDS:
             self.show(trainer, module, module.data.val, "latest")
+        self._update_window()
 
     def on_validation_end(self, trainer, module):
         name = f"{self.stage}_epoch_{trainer.current_epoch + 1:04d}"
@@ -121,20 +123,25 @@ class IslandsView(Callback):
         if self.figure is None:
             size = 1.5 + 1.5 * (levels.shape[2] + 1), 1.5 * len(images) + 0.8
             self.figure = plt.figure(figsize=size, layout="constrained")
-            if interactive():
+            self.window = interactive()
+            if self.window:
                 plt.show(block=False)
         titles = [module.data.classes[label] for label in labels]
         draw(self.figure, images, self.projection.colours(levels), titles)
         self.figure.suptitle(f"Islands of agreement, {name.replace('_', ' ')}")
         path = self.folder / f"{name}.png"
         self.figure.savefig(path, dpi=110)
-        if interactive() and plt.fignum_exists(self.figure.number):
-            self.figure.canvas.draw_idle()
-            self.figure.canvas.flush_events()
+        self.figure.canvas.draw_idle()
+        self._update_window()
         if name != "latest":
             for logger in trainer.loggers:
                 _log_picture(logger, self.figure, path, trainer.global_step)
         self.drawn_at = time.monotonic()
+
+    def _update_window(self):
+        """Let the window draw and answer to its user, unless there is none or it was closed."""
+        if self.window and plt.fignum_exists(self.figure.number):
+            self.figure.canvas.flush_events()
 
     def teardown(self, trainer, module, stage):
         if self.figure is not None:

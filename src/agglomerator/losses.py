@@ -2,18 +2,30 @@
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional
 
 
-def gather(x, differentiable=False):
+class _Gather(torch.autograd.Function):
+    """Rows of all processes; the gradient of a process's rows is the sum over all processes."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.rows = slice(dist.get_rank() * len(x), (dist.get_rank() + 1) * len(x))
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad[ctx.rows]
+
+
+def gather(x):
     """Rows of x (N, ...) of all processes, in the order of ranks: (world * N, ...)."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return x
-    if differentiable:
-        return torch.cat(dist.nn.functional.all_gather(x))
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, x)
-    return torch.cat(parts)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return _Gather.apply(x)
+    return x
 
 
 def supervised_contrastive_loss(embedding, labels, temperature=0.07, across_processes=True):
@@ -36,7 +48,7 @@ def supervised_contrastive_loss(embedding, labels, temperature=0.07, across_proc
     embedding = embedding.float()
     others, other_labels = embedding, labels
     if across_processes:
-        others, other_labels = gather(embedding, differentiable=True), gather(labels)
+        others, other_labels = gather(embedding), gather(labels)
     rank = dist.get_rank() if len(others) > len(embedding) else 0
     itself = torch.arange(len(embedding), device=labels.device) + rank * len(embedding)
 

@@ -88,6 +88,20 @@ class Settings:
         "in memory need none.",
         low=0,
     )
+    skip_unreadable: bool = setting(
+        "data", False, "Leave out image files that cannot be read, with a count, instead of ending."
+    )
+    difficulty: int = setting(
+        "data",
+        1,
+        "PartWhole: 0 upright on a plain ground, 1 turned and some clutter, 2 much of both, and "
+        "something in front.",
+        low=0,
+        high=2,
+    )
+    objects: int = setting(
+        "data", 1, "PartWhole: the greatest number of objects in a scene.", low=1, high=9
+    )
     limit_train: int | float = setting(
         "data", 1.0, "Share (1.0, 0.1) or number (1, 10) of training batches an epoch.", low=0
     )
@@ -280,7 +294,7 @@ FIELDS = {option.name: option for option in dataclasses.fields(Settings)}
 MODEL_SETTINGS = tuple(
     name for name, option in FIELDS.items() if option.metadata["group"] == "model"
 )
-INPUT_SETTINGS = ("dataset", "image_size", "n_channels", "n_classes")
+INPUT_SETTINGS = ("dataset", "image_size", "n_channels", "n_classes", "difficulty", "objects")
 
 
 def value_types(name):
