@@ -85,4 +85,4 @@ def test_data_file_that_is_cut_short(fashion_mnist, tmp_path):
         ok=False,
     )
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
-    assert "--data_dir" in result.stderr
+    assert str(path) in result.stderr

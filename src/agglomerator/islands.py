@@ -113,6 +113,7 @@ class IslandsView(Callback):
     def show(self, trainer, module, subset, name):
         images, labels = _samples(subset, len(module.data.classes))
         levels = final_levels(module, module.data.view(images.to(module.device)))
+        images = module.data.crop(images)
         if self.projection is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / "projection.npz"

@@ -24,10 +24,12 @@ from pytorch_lightning.callbacks import (
     TQDMProgressBar,
 )
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from agglomerator import checkpoints, flags, report
+from agglomerator.data import sets
 from agglomerator.data.module import Data
 from agglomerator.islands import IslandsView
 from agglomerator.model import Agglomerator
@@ -88,10 +90,6 @@ def train(settings, given, advise=True):
         of = "the published format" if start.stage is None else f"the {start.stage} stage"
         say(f"{start.path} is of {of}: the {stage} stage starts from its weights.")
     prefix = STAGE_PREFIX[stage]
-    if not going_on:
-        put_aside(folder, stage)
-    folder.mkdir(parents=True, exist_ok=True)
-    flags.write(settings, folder / f"{prefix}flags.cfg")
     best = ModelCheckpoint(
         folder / "checkpoints",
         filename=f"{prefix}best",
@@ -105,6 +103,13 @@ def train(settings, given, advise=True):
         save_on_train_epoch_end=True,
     )
     trainer = build_trainer(settings, stage, [best, last, LearningRateMonitor("step")])
+    if settings.mode == "all" and trainer.world_size > 1:
+        raise UserError("--mode=all: runs in one process; with several run one stage at a time.")
+    data.check_batch_size(trainer.world_size)
+    if not going_on:
+        put_aside(folder, stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    flags.write(settings, folder / f"{prefix}flags.cfg")
     say(
         f"{settings.dataset}: {len(data.train)} images to train on, {len(data.val)} to validate; "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters; "
@@ -122,24 +127,29 @@ def train(settings, given, advise=True):
         raise SystemExit(130) from None
     best_path = Path(best.best_model_path or last.best_model_path)
     minutes = (time.monotonic() - began) / 60
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     say(f"\n{stage} training: {trainer.current_epoch} epochs, {minutes:.1f} minutes")
-    for name in ("train_loss", "train_acc", "val_loss", "val_acc"):
-        if name in metrics:
-            say(f"  {name:<11} {metrics[name]:.4f}")
-    say(f"  best        {best_path}")
-    say(f"  last        {last.best_model_path}")
-    say(f"  metrics     {folder / 'logs' / stage / 'metrics.csv'}")
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger) and logger._offline:
-            upload = f"wandb sync {Path(logger.experiment.dir).parent}"
-            say(f"  wandb       logged offline; upload by: {upload}")
+    summarise(trainer, best_path, last.best_model_path)
     if advise:
-        following = {"mode": "test"} if stage != "contrastive" else {"supervise": True}
+        following = {"supervise": True} if stage == "contrastive" else {"mode": "test"}
         say(f"Next: {command(settings, load_checkpoint_dir=best_path, **following)}")
     return best_path
 
 
+def summarise(trainer, best_path, last_path):
+    """Say how a training ended and where everything lies."""
+    for name in ("train_loss", "train_acc", "val_loss", "val_acc"):
+        if name in trainer.callback_metrics:
+            say(f"  {name:<11} {float(trainer.callback_metrics[name]):.4f}")
+    say(f"  best        {best_path}")
+    say(f"  last        {last_path}")
+    say(f"  metrics     {Path(trainer.loggers[0].log_dir) / 'metrics.csv'}")
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and logger._offline:
+            upload = f"wandb sync {Path(logger.experiment.dir).parent}"
+            say(f"  wandb       logged offline; upload by: {upload}")
+
+
+@rank_zero_only
 def test(settings, given):
     """Test a checkpoint on the test set, once, whole, in order; writes the figures."""
     start = checkpoint_needed(settings)
@@ -176,6 +186,7 @@ def test(settings, given):
     say("Written: " + ", ".join(map(str, paths)))
 
 
+@rank_zero_only
 def freeze(settings, given):
     """Write the embeddings and labels of all images as .npy files, in data-set order."""
     start = checkpoint_needed(settings)
@@ -253,6 +264,7 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
             default_root_dir=folder,
             logger=build_loggers(s, folder / "logs", stage) if logs else False,
             callbacks=callbacks,
+            plugins=AtomicCheckpointIO(),
             enable_checkpointing=training,
             enable_progress_bar=terminal,
             enable_model_summary=False,
@@ -263,6 +275,14 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
             f"--accelerator={s.accelerator} --precision={s.precision} --strategy={s.strategy} "
             f"--devices={s.devices}: {reason}"
         ) from None
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint under another name first, so that it is there whole or not at all."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        super().save_checkpoint(checkpoint, f"{path}.partial", storage_options)
+        os.replace(f"{path}.partial", path)
 
 
 def build_loggers(settings, folder, stage):
@@ -360,6 +380,7 @@ def network(settings, given, checkpoint):
     """The settings, completed from the checkpoint, and the network with its weights if any."""
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     if checkpoint is None:
+        settings = sets.complete(settings, given)
         return settings, Agglomerator(**dataclasses.asdict(settings))
     settings = checkpoints.complete(settings, given, checkpoint)
     wanted = {name: getattr(settings, name) for name in (*MODEL_SETTINGS, *INPUT_SETTINGS)}

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from agglomerator.data.module import Data, chance
-from agglomerator.data.sets import DATA_SETS
+from agglomerator.data.sets import DATA_SETS, complete
 from agglomerator.settings import Settings, UserError
 
 DIGITS = dict(dataset="digits", image_size=16, conv_image_size=4, n_channels=1)
@@ -45,9 +45,11 @@ def test_images_have_the_size_and_channels_asked_for(image_size, n_channels):
 
 def test_view_normalises_and_changes_nothing_else():
     data = read()
-    images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3).expand(1, 1, 4, 3)
-    found = data.view(images)[0, 0, 0]
-    torch.testing.assert_close(found, torch.tensor([-1.0, -0.6, 1.0]))
+    images = torch.zeros(1, 1, 16, 16, dtype=torch.uint8)
+    images[..., :3] = torch.tensor([0, 51, 255])
+    found = data.view(images)
+    assert found.shape == images.shape
+    torch.testing.assert_close(found[0, 0, 0, :3], torch.tensor([-1.0, -0.6, 1.0]))
 
 
 def test_augmented_views_differ_and_repeat_with_their_seed():
@@ -59,11 +61,13 @@ def test_augmented_views_differ_and_repeat_with_their_seed():
     assert torch.equal(first, data.augmented_view(images, chance(1, 2)))
 
 
-@pytest.mark.parametrize("name", DATA_SETS)
-def test_wrong_number_of_classes_is_refused(name):
+@pytest.mark.parametrize("name", [name for name in DATA_SETS if DATA_SETS[name].n_classes])
+def test_number_of_classes_follows_the_data_and_a_contradiction_is_refused(name):
     right = DATA_SETS[name].n_classes
+    wrong = Settings(dataset=name, n_classes=right + 1)
+    assert complete(wrong, given=set()).n_classes == right
     with pytest.raises(UserError, match=f"--n_classes={right}"):
-        Data(Settings(dataset=name, n_classes=right + 1))
+        complete(wrong, given={"n_classes"})
 
 
 def test_unknown_data_set_is_refused_with_the_nearest():

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import http.client
 import shutil
 import tempfile
 import urllib.request
@@ -35,7 +36,7 @@ def into(folder, name, way_out):
                     target.mkdir(exist_ok=True)
                 else:
                     path.replace(target)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"{where} cannot be downloaded: the disk is full; make room there, or name "

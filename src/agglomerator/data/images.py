@@ -64,7 +64,8 @@ class ImageFiles(Dataset):
     """
 
     def __init__(self, paths, labels, classes, size, n_channels, skip_unreadable=False):
-        self.paths = np.array(paths)
+        # One array, not a million strings, of which every process would come to have its own copy.
+        self.paths = np.array([os.fsencode(path) for path in paths])
         self.labels = torch.as_tensor(labels, dtype=torch.int64)
         self.classes = list(classes)
         self.size, self.n_channels, self.skip_unreadable = size, n_channels, skip_unreadable
@@ -80,23 +81,24 @@ class ImageFiles(Dataset):
     def __getitem__(self, index):
         """One image (C, S, S) and its label, or a batch of them, for a number or several."""
         if np.ndim(index) == 0:
-            return read_image(self.paths[index], self.size, self.n_channels), self.labels[index]
+            return self._read(index), self.labels[index]
         images, read = [], []
         for i in index:
             try:
-                images.append(read_image(self.paths[i], self.size, self.n_channels))
+                images.append(self._read(i))
                 read.append(int(i))
             except UnreadableImage as error:
                 if not self.skip_unreadable:
                     raise
                 print(f"skipped: {error}", flush=True)
-        shape = len(images), self.n_channels, self.size, self.size
-        return torch.stack(images) if images else torch.empty(shape, dtype=torch.uint8), (
-            self.labels[read]
-        )
+        none = torch.empty(0, self.n_channels, self.size, self.size, dtype=torch.uint8)
+        return torch.stack(images) if images else none, self.labels[read]
 
     def __getitems__(self, indices):
         return self[indices]
+
+    def _read(self, i):
+        return read_image(os.fsdecode(self.paths[i]), self.size, self.n_channels)
 
     def in_memory(self, num_workers):
         """All images as an `ImageSet`, decoded in at most so many processes.
@@ -108,13 +110,7 @@ class ImageFiles(Dataset):
         images = torch.empty(total, self.n_channels, self.size, self.size, dtype=torch.uint8)
         labels = torch.empty_like(self.labels)
         batch = max(1, min(256, 2**22 // (self.n_channels * self.size**2)))
-        loader = DataLoader(
-            self,
-            batch,
-            collate_fn=as_it_is,
-            num_workers=n_workers(min(num_workers, total // 1000)),
-            generator=torch.Generator(),  # or it would draw from the one of the run
-        )
+        loader = batches_of(self, batch, num_workers)
         for some, of_some in loader:
             images[done : done + len(some)], labels[done : done + len(some)] = some, of_some
             done += len(some)
@@ -165,6 +161,17 @@ def _in_mode(image, mode):
             values = values / 256
         image = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
     return image.convert(mode)
+
+
+def batches_of(dataset, size, num_workers):
+    """All items of a data set in batches, in order; read in processes if there are many."""
+    return DataLoader(
+        dataset,
+        size,
+        collate_fn=as_it_is,
+        num_workers=n_workers(min(num_workers, len(dataset) // 1000)),
+        generator=torch.Generator(),  # or it would draw from the one of the run
+    )
 
 
 def n_workers(wanted):

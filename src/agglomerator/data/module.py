@@ -5,8 +5,15 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 
-from agglomerator.data.augment import normalize, rand_augment, random_erasing
-from agglomerator.data.sets import entry_of, read_split
+from agglomerator.data import sets
+from agglomerator.data.augment import (
+    center_crop,
+    normalize,
+    rand_augment,
+    random_crop,
+    random_erasing,
+)
+from agglomerator.data.images import ImageFiles, as_it_is, n_workers
 from agglomerator.settings import UserError
 
 VALIDATION_SHARE = 0.2
@@ -16,43 +23,51 @@ class Data(LightningDataModule):
     """The data set of a run.
 
     Batches are uint8 images (B, C, H, W) and labels (B,); `view` and `augmented_view` make the
-    network's input of them, on whatever device they are.
+    network's input of them, on whatever device they are, `crop` what a person should see.
 
     Attributes, after `setup`: `train`, `val`, `test`, subsets in data-set order; `classes`, names.
+
+    Raises:
+        UserError: there is no such data set, or it has another number of classes.
     """
 
     def __init__(self, settings):
         super().__init__()
         self.settings = settings
-        self.entry = entry_of(settings)
+        self.entry = sets.entry_of(settings)
+        sets.complete(settings, given={"n_classes"})
+        self.mean, self.std = self.entry.mean, self.entry.std
+        if settings.n_channels == 1:
+            self.mean, self.std = (sum(x) / len(x) for x in (self.mean, self.std))
 
     def prepare_data(self):
-        for train in (True, False):
-            self.entry.read(self.settings, train)
+        if self.entry.download is not None:
+            self.entry.download(self.settings)
 
     def setup(self, stage=None):
         if hasattr(self, "train"):
             return
         s = self.settings
-        whole = read_split(s, train=True)
+        whole, val, test = (sets.read_split(s, split) for split in ("train", "val", "test"))
         self.classes = whole.classes
-        chance = torch.Generator().manual_seed(s.seed)
-        order = torch.randperm(len(whole), generator=chance)
-        n_val = round(VALIDATION_SHARE * len(whole))
-        self.train = Subset(whole, order[n_val:].sort().values.tolist())
-        self.val = Subset(whole, order[:n_val].sort().values.tolist())
-        test = read_split(s, train=False)
-        self.test = Subset(test, range(len(test)))
+        if val is not None:
+            self.train, self.val = _all_of(whole), _all_of(val)
+        else:
+            self.train, self.val = split(whole, s.seed, self.entry.together)
+        self.test = _all_of(test)
+
+    def check_batch_size(self, world_size):
+        """Raises UserError if a process has fewer training images than a batch."""
+        share = len(self.train) // world_size
+        if share < self.settings.batch_size:
+            raise UserError(
+                f"--batch_size={self.settings.batch_size}: more than the {share} training images"
+                f"{' of one process' if world_size > 1 else ''}; use at most {share}."
+            )
 
     def train_dataloader(self):
         """Shuffled by seed and epoch; batches that are not full are left out."""
         s, trainer = self.settings, self.trainer
-        share = len(self.train) // trainer.world_size
-        if share < s.batch_size:
-            raise UserError(
-                f"--batch_size={s.batch_size}: more than the {share} training images"
-                f"{' of one process' if trainer.world_size > 1 else ''}; use at most {share}."
-            )
         sampler = DistributedSampler(
             self.train, trainer.world_size, trainer.global_rank, seed=s.seed, drop_last=True
         )
@@ -70,27 +85,58 @@ class Data(LightningDataModule):
         return self._loader(Subset(subset, mine))
 
     def _loader(self, subset, **options):
-        return DataLoader(
-            subset, self.settings.batch_size, collate_fn=_as_it_is, num_workers=0, **options
-        )
+        if isinstance(_innermost(subset), ImageFiles):
+            workers = n_workers(self.settings.num_workers)
+            options |= {"num_workers": workers, "persistent_workers": workers > 0}
+            options["pin_memory"] = torch.cuda.is_available()
+        return DataLoader(subset, self.settings.batch_size, collate_fn=as_it_is, **options)
+
+    def crop(self, images):
+        """Images as they are stored -> their middle, of side image_size."""
+        if self.entry.margin == 1:
+            return images
+        return center_crop(images, self.settings.image_size)
 
     def view(self, images):
-        """uint8 images -> normalised float32 images, nothing changed."""
-        return normalize(images, self.entry.mean, self.entry.std)
+        """uint8 images -> their middle, normalised float32 images, nothing else changed."""
+        return normalize(self.crop(images), self.mean, self.std)
 
     def augmented_view(self, images, generator):
         """uint8 images -> normalised float32 images, each changed in its own way."""
+        if self.entry.margin > 1:
+            images = random_crop(images, self.settings.image_size, generator)
         images = rand_augment(images, generator)
         if self.entry.erase:
             images = random_erasing(images, generator)
         return self.view(images)
 
 
+def split(whole, seed, together=1):
+    """Divide a data set into training and validation images: two subsets in data-set order.
+
+    Args:
+        whole: N images.
+        seed: that the division depends on, beside N.
+        together: so many images in a row stay on one side.
+    """
+    n_groups = len(whole) // together
+    order = torch.randperm(n_groups, generator=torch.Generator().manual_seed(seed))
+    in_val = torch.zeros(n_groups, dtype=torch.bool)
+    in_val[order[: round(VALIDATION_SHARE * n_groups)]] = True
+    in_val = in_val.repeat_interleave(together)
+    rows = torch.arange(len(in_val))
+    return Subset(whole, rows[~in_val].tolist()), Subset(whole, rows[in_val].tolist())
+
+
+def _all_of(images):
+    return Subset(images, range(len(images)))
+
+
+def _innermost(subset):
+    return _innermost(subset.dataset) if isinstance(subset, Subset) else subset
+
+
 def chance(*numbers):
     """A generator of random numbers that depends on the given numbers alone."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
     return torch.Generator().manual_seed(seed)
-
-
-def _as_it_is(batch):
-    return batch

@@ -6,38 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
-from torchvision import datasets
 from torchvision.transforms.v2 import functional as TF
 
 from agglomerator.data.augment import to_channels
-from agglomerator.settings import UserError
-
-
-class ImageSet(Dataset):
-    """Images that lie decoded in memory.
-
-    Indexing by a list of numbers returns their batch, (B, C, H, W) uint8 and labels (B,) int64.
-
-    Args:
-        images: (N, C, H, W) uint8.
-        labels: (N,) integers from 0.
-        classes: names of the classes, in the order of labels.
-    """
-
-    def __init__(self, images, labels, classes):
-        self.images = images
-        self.labels = torch.as_tensor(labels, dtype=torch.int64)
-        self.classes = list(classes)
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return self.images[index], self.labels[index]
-
-    def __getitems__(self, indices):
-        return self[indices]
+from agglomerator.data.folder import count_classes, read_folder
+from agglomerator.data.images import ImageSet, batches_of
+from agglomerator.data.partwhole import CLASSES, PartWhole
+from agglomerator.data.smallnorb import download_smallnorb, read_smallnorb
+from agglomerator.data.torchvision_sets import downloader, reader
+from agglomerator.settings import INPUT_SETTINGS, UserError
 
 
 @dataclass(frozen=True)
@@ -45,18 +22,26 @@ class DataSetEntry:
     """A data set as the program knows it.
 
     Attributes:
-        read: (settings, train) -> ImageSet, the training set or the test set, whole and in order;
-            downloads what is missing. Any size and number of channels.
-        n_classes: number of classes.
+        read: (settings, train) -> ImageSet, the training set or the test set, whole and in order.
+            Any size and number of channels. Not used for folders of images.
+        n_classes: number of classes; None for folders of images, in which they are counted.
+        download: (settings) that fetches what is missing, quick if nothing is.
         mean, std: of the channels on the scale 0 to 1, for normalisation.
+        margin: images are kept so many times larger than image_size, and cropped to it: at random
+            in training, in the middle otherwise.
         erase: Random Erasing after RandAugment in training.
+        together: so many images in a row are of one scene, and not divided between training and
+            validation.
     """
 
-    read: Callable
-    n_classes: int
+    read: Callable | None = None
+    n_classes: int | None = None
+    download: Callable | None = None
     mean: tuple = (0.5,)
     std: tuple = (0.5,)
+    margin: float = 1.0
     erase: bool = False
+    together: int = 1
 
 
 def read_digits(settings, train):
@@ -73,36 +58,53 @@ def read_digits(settings, train):
     return ImageSet(images[:, None], digits.target[chosen], map(str, range(10)))
 
 
-def read_torchvision(name):
-    """A reader of one of torchvision's small data sets, from data_dir or else downloaded."""
+class _Scenes(PartWhole):
+    """PartWhole scenes in batches: images, labels, parts, objects."""
 
-    def read(settings, train):
-        source = getattr(datasets, name)
-        try:
-            found = source(settings.data_dir, train=train)
-        except RuntimeError:
-            found = _download(source, name, settings, train)
-        images = torch.as_tensor(found.data)
-        images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
-        return ImageSet(images, found.targets, found.classes)
-
-    return read
+    def __getitems__(self, indices):
+        scenes = [self[i] for i in indices]
+        fields = "image", "label", "parts", "objects"
+        return [np.stack([getattr(scene, field) for scene in scenes]) for field in fields]
 
 
-def _download(source, name, settings, train):
+def read_partwhole(settings, train):
+    """PartWhole scenes of the settings' size, difficulty and number of objects, always the same
+    ones; `extra`: `parts` and `objects` of every pixel, (N, S, S) uint8."""
+    s = settings
     try:
-        return source(settings.data_dir, train=train, download=True)
-    except (OSError, RuntimeError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(
-            f"--data_dir={settings.data_dir}: {name} is not there and cannot be downloaded "
-            f"({reason}); put its files into {settings.data_dir}/{name}/raw."
-        ) from None
+        scenes = _Scenes(
+            "train" if train else "test",
+            image_size=s.image_size,
+            difficulty=s.difficulty,
+            objects=s.objects,
+        )
+    except ValueError as error:
+        raise UserError(f"--dataset=PartWhole: {error}.") from None
+    batches = zip(*batches_of(scenes, 250, s.num_workers), strict=True)
+    images, labels, parts, objects = (np.concatenate(arrays) for arrays in batches)
+    return ImageSet(images, labels, CLASSES, {"parts": parts, "objects": objects})
 
 
+def of_torchvision(name, n_classes, **options):
+    """The entry of one of torchvision's small data sets."""
+    return DataSetEntry(reader(name), n_classes, downloader(name), **options)
+
+
+IMAGENET_COLOURS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 DATA_SETS = {
-    "digits": DataSetEntry(read_digits, n_classes=10),
-    "FashionMNIST": DataSetEntry(read_torchvision("FashionMNIST"), n_classes=10),
+    "CIFAR10": of_torchvision(
+        "CIFAR10", 10, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)
+    ),
+    "CIFAR100": of_torchvision(
+        "CIFAR100", 100, mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762), erase=True
+    ),
+    "MNIST": of_torchvision("MNIST", 10),
+    "FashionMNIST": of_torchvision("FashionMNIST", 10),
+    "smallNORB": DataSetEntry(read_smallnorb, 5, download_smallnorb, margin=1.5, together=2),
+    "IMAGENET": DataSetEntry(margin=1.125, **IMAGENET_COLOURS),
+    "ImageFolder": DataSetEntry(**IMAGENET_COLOURS),
+    "PartWhole": DataSetEntry(read_partwhole, len(CLASSES)),
+    "digits": DataSetEntry(read_digits, 10),
 }
 
 
@@ -114,29 +116,87 @@ def entry_of(settings):
     """
     name = settings.dataset
     if name in DATA_SETS:
-        entry = DATA_SETS[name]
-    else:
-        lower = {known.lower(): known for known in DATA_SETS}
-        near = difflib.get_close_matches(name.lower(), lower, n=1)
-        hint = f"did you mean {lower[near[0]]}? " if near else ""
-        raise UserError(f"--dataset={name}: {hint}Known are {', '.join(DATA_SETS)}.")
-    if settings.n_classes != entry.n_classes:
-        raise UserError(
-            f"--n_classes={settings.n_classes}: {name} has {entry.n_classes} classes; "
-            f"use --n_classes={entry.n_classes}."
-        )
-    return entry
+        return DATA_SETS[name]
+    lower = {known.lower(): known for known in DATA_SETS}
+    near = difflib.get_close_matches(name.lower(), lower, n=1)
+    hint = f"did you mean {lower[near[0]]}? " if near else ""
+    raise UserError(f"--dataset={name}: {hint}Known are {', '.join(DATA_SETS)}.")
 
 
-def read_split(settings, train):
-    """The training set (train) or the test set of --dataset, in the size and channels asked for.
+def count(settings):
+    """Number of classes of --dataset.
 
     Raises:
-        UserError: the data are missing or do not fit the flags.
+        UserError: there is no such data set, or no such folder.
     """
-    found = entry_of(settings).read(settings, train)
+    return entry_of(settings).n_classes or count_classes(settings)
+
+
+def complete(settings, given):
+    """The settings with n_classes as the data set has it.
+
+    Args:
+        settings: of the command line.
+        given: names of the settings that the user gave.
+
+    Raises:
+        UserError: the user gave another n_classes, or there is no such data set.
+    """
+    n_classes = count(settings)
+    if "n_classes" in given and settings.n_classes != n_classes:
+        raise UserError(
+            f"--n_classes={settings.n_classes}: {settings.dataset} has {n_classes} classes; "
+            f"use --n_classes={n_classes}."
+        )
+    return settings.replace(n_classes=n_classes)
+
+
+_READ = {}  # what a run has read: its stages use the same data
+
+
+def read_split(settings, split):
+    """The "train", "val" or "test" images of --dataset in the channels asked for, as squares of
+    image_size times the entry's margin.
+
+    Returns:
+        An `ImageSet`, or `ImageFiles` if they do not fit into memory; None for "val" where the
+        data set brings no validation images of its own.
+
+    Raises:
+        UserError: the data are missing, damaged or do not fit the flags.
+    """
+    names = (*INPUT_SETTINGS, "data_dir", "skip_unreadable")
+    key = split, *(getattr(settings, name) for name in names)
+    if key not in _READ:
+        _READ[key] = _read(settings, split)
+    return _READ[key]
+
+
+def _read(settings, split):
+    entry, side = entry_of(settings), side_of(settings)
+    if entry.read is None:
+        return read_folder(settings, split, side)
+    if split == "val":
+        return None
+    found = entry.read(settings, split == "train")
+    where = f"--dataset={settings.dataset} ({settings.data_dir})"
+    if len(found.images) != len(found.labels):
+        raise UserError(f"{where}: {len(found.images)} images, but {len(found.labels)} labels.")
+    n_classes = len(found.classes)
+    wrong = ((found.labels < 0) | (found.labels >= n_classes)).nonzero()
+    if len(wrong):
+        i = int(wrong[0])
+        raise UserError(
+            f"{where}: image {i} of the {split} set has label {int(found.labels[i])}, but there "
+            f"are {n_classes} classes, 0 to {n_classes - 1}."
+        )
     images = to_channels(found.images, settings.n_channels)
-    side = [settings.image_size, settings.image_size]
-    if list(images.shape[2:]) != side:
-        images = TF.resize(images, side, antialias=True)
-    return ImageSet(images, found.labels, found.classes)
+    if images.shape[2:] != (side, side):
+        parts = images.split(4096)
+        images = torch.cat([TF.resize(part, [side, side], antialias=True) for part in parts])
+    return ImageSet(images, found.labels, found.classes, found.extra)
+
+
+def side_of(settings):
+    """Side of the images before cropping."""
+    return round(settings.image_size * entry_of(settings).margin)

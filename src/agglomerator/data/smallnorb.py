@@ -92,19 +92,18 @@ def read_matrix(path):
     try:
         if path.suffix == ".gz":
             with gzip.open(path) as file:
-                content = np.frombuffer(file.read(), np.uint8)
+                content = np.frombuffer(bytearray(file.read()), np.uint8)
         else:
             content = np.fromfile(path, np.uint8)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error}); copy it anew.") from None
-    header = content[: content.size // 4 * 4][:8].view("<u4")
-    if header.size < 2 or int(header[0]) not in TYPES or not 1 <= header[1] <= 8:
+    magic, n_dims = content[:8].view("<u4").tolist() if content.size >= 20 else (None, 0)
+    if magic not in TYPES or not 1 <= n_dims <= 8:
         raise UserError(f"{path}: not in NYU's binary matrix format; copy it anew.")
-    kind, n_dims = TYPES[int(header[0])], int(header[1])
-    start = 8 + 4 * max(3, n_dims)
-    shape = tuple(map(int, content[8 : 8 + 4 * n_dims].view("<u4"))) if content.size >= start else ()
+    kind, start = TYPES[magic], 8 + 4 * max(3, n_dims)
+    shape = content[8:start].view("<u4").tolist()[:n_dims]
     size = start + math.prod(shape) * kind.itemsize
-    if not shape or content.size != size:
+    if content.size != size:
         raise UserError(
             f"{path}: {content.size} bytes, but its header promises {size}; copy it anew."
         )

@@ -1,0 +1,276 @@
+import numpy as np
+import pytest
+import torch
+from conftest import run_program
+from PIL import Image
+
+from agglomerator.data import folder, sets
+from agglomerator.data.images import ImageFiles, ImageSet, UnreadableImage, read_image
+from agglomerator.data.module import Data
+from agglomerator.settings import Settings, UserError
+
+TINY = (
+    "--dataset=ImageFolder",
+    "--image_size=8",
+    "--conv_image_size=2",
+    "--patch_dim=8",
+    "--contr_dim=8",
+    "--batch_size=4",
+    "--max_epochs=1",
+    "--learning_rate=0.002",
+    "--logger=none",
+)
+
+
+def save(path, image, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """cat and dog, 10 images of each to train on and 4 to test, 8x8, all values of an image alike:
+    10 * its number, 100 more for dogs."""
+    for split, n in (("train", 10), ("test", 4)):
+        for name, first in (("cat", 0), ("dog", 100)):
+            for i in range(n):
+                save(
+                    tmp_path / split / name / f"{i}.png", Image.new("RGB", (8, 8), (first + i,) * 3)
+                )
+    return tmp_path
+
+
+def settings(root, **changes):
+    s = Settings(dataset="ImageFolder", data_dir=str(root), image_size=8, conv_image_size=2)
+    return s.replace(**({"n_classes": 2, "num_workers": 0} | changes))
+
+
+def test_order_labels_and_classes(root):
+    for split, n in (("train", 10), ("test", 4)):
+        found = sets.read_split(settings(root), split)
+        assert isinstance(found, ImageSet) and found.classes == ["cat", "dog"]
+        assert found.images.shape == (2 * n, 3, 8, 8) and found.images.dtype == torch.uint8
+        expected = [*range(n), *range(100, 100 + n)]
+        assert found.images.float().mean((1, 2, 3)).tolist() == expected
+        assert found.labels.tolist() == [0] * n + [1] * n
+    assert sets.read_split(settings(root), "val") is None
+
+
+def test_gray_when_asked(root):
+    assert sets.read_split(settings(root, n_channels=1), "test").images.shape == (8, 1, 8, 8)
+
+
+def test_val_folder_is_the_validation_set(root):
+    for name, value in (("cat", 50), ("dog", 60)):
+        save(root / "val" / name / "0.png", Image.new("L", (8, 8), value))
+    data = Data(settings(root))
+    data.setup()
+    assert (len(data.train), len(data.val), len(data.test)) == (20, 2, 8)
+    assert data.val[1][0].unique().tolist() == [60]
+
+
+def test_val_folder_is_the_test_set_where_there_is_no_other(root):
+    (root / "test").rename(root / "val")
+    data = Data(settings(root))
+    data.setup()
+    assert (len(data.train), len(data.val), len(data.test)) == (16, 4, 8)
+
+
+def test_files_and_memory_give_the_same(root, monkeypatch):
+    kept = sets.read_split(settings(root, num_workers=1), "train")
+    monkeypatch.setattr(folder, "MEMORY_SHARE", 0)
+    files = folder.read_folder(settings(root), "train", 8)
+    assert isinstance(files, ImageFiles)
+    images, labels = files[torch.arange(20)]
+    assert torch.equal(images, kept.images) and torch.equal(labels, kept.labels)
+    assert torch.equal(files[3][0], kept.images[3])
+
+
+def test_files_are_read_by_workers(root, monkeypatch):
+    monkeypatch.setattr(folder, "MEMORY_SHARE", 0)
+    data = Data(settings(root, num_workers=2, batch_size=3))
+    monkeypatch.setattr(sets, "_READ", {})
+    data.setup()
+    assert isinstance(data.test.dataset, ImageFiles)
+    loader = data._loader(data.test)
+    assert loader.persistent_workers and loader.pin_memory == torch.cuda.is_available()
+    labels = torch.cat([labels for _, labels in loader])
+    assert labels.tolist() == [0] * 4 + [1] * 4
+    (root / "test" / "cat" / "2.png").write_bytes(b"no image")
+    with pytest.raises(UnreadableImage) as error:
+        list(loader)
+    assert str(error.value).startswith(str(root / "test" / "cat" / "2.png"))
+    assert "\n" not in str(error.value)
+
+
+RED = (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "mode, colour, options, expected",
+    [
+        ("RGB", RED, {}, RED),
+        ("L", 7, {}, (7, 7, 7)),
+        ("1", 1, {}, (255, 255, 255)),
+        ("P", 0, {}, RED),
+        ("P", 0, {"transparency": 0}, (255, 255, 255)),
+        ("RGBA", (255, 0, 0, 0), {}, (255, 255, 255)),
+        ("RGBA", (255, 0, 0, 255), {}, RED),
+        ("RGBA", (255, 0, 0, 51), {}, (255, 204, 204)),
+        ("LA", (0, 51), {}, (204, 204, 204)),
+        ("RGB", RED, {"transparency": RED}, (255, 255, 255)),
+        ("I;16", 256 * 9 + 200, {}, (9, 9, 9)),
+    ],
+)
+def test_modes(tmp_path, mode, colour, options, expected):
+    image = Image.new(mode, (8, 8), colour)
+    if mode == "P":
+        image.putpalette([*RED, 0, 0, 255])
+    image.save(tmp_path / "x.png", **options)
+    found = read_image(tmp_path / "x.png", 8, 3)
+    assert found.shape == (3, 8, 8) and found.flatten(1).unique(dim=1).flatten().tolist() == [
+        *expected
+    ]
+
+
+@pytest.mark.parametrize("ending", ["jpg", "gif", "bmp", "tif", "webp", "ppm"])
+def test_formats(tmp_path, ending):
+    image = Image.new("RGB", (40, 30), (0, 0, 255))
+    image.save(tmp_path / f"x.{ending}")
+    found = read_image(tmp_path / f"x.{ending}", 8, 3)
+    assert (found.float().mean((1, 2)) - torch.tensor([0.0, 0, 255])).abs().max() < 3
+
+
+@pytest.mark.parametrize("size", [(16, 8), (8, 16), (40, 20), (4, 2), (9, 31)])
+def test_middle_square_of_any_size(tmp_path, size):
+    """Black at both ends of the longer side, white in the middle square."""
+    width, height = size
+    pixels = np.zeros((height, width), np.uint8)
+    side = min(size)
+    top, left = (height - side) // 2, (width - side) // 2
+    pixels[top : height - top, left : width - left] = 255
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    found = read_image(tmp_path / "x.png", 8, 1)
+    assert found.shape == (1, 8, 8)
+    assert found[0, 2:6, 2:6].min() == 255 and found.min() > 127  # edges blend
+
+
+def test_upright_as_exif_says(tmp_path):
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[:, :4] = 255  # left half; turned a quarter clockwise: upper half
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
+    found = read_image(tmp_path / "x.png", 8, 1)[0]
+    assert found[:4].min() == 255 and found[4:].max() == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", "half"])
+def test_unreadable(tmp_path, content):
+    path = tmp_path / "x.png"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:5000] if content == "half" else content)
+    with pytest.raises(UnreadableImage, match="x.png") as error:
+        read_image(path, 8, 3)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_no_images_are_passed_over(root):
+    for name in ("train/cat/Thumbs.db", "train/notes.txt", "train/dog/.hidden.png"):
+        (root / name).write_text("text")
+    (root / "train" / ".ipynb_checkpoints").mkdir()
+    assert len(sets.read_split(settings(root), "train")) == 20
+
+
+def test_images_in_deeper_folders(root):
+    save(root / "train" / "cat" / "more" / "x.PNG", Image.new("L", (8, 8)))
+    assert len(sets.read_split(settings(root), "train")) == 21
+
+
+def break_image(root):
+    (root / "train" / "cat" / "3.png").write_bytes(b"no image")
+
+
+def empty_class(root):
+    (root / "train" / "bird").mkdir()
+
+
+def one_class(root):
+    (root / "train" / "dog").rename(root / "elsewhere")
+
+
+def no_class(root):
+    one_class(root)
+    (root / "train" / "cat").rename(root / "nowhere")
+
+
+def unknown_class(root):
+    save(root / "test" / "bird" / "0.png", Image.new("L", (8, 8)))
+
+
+def no_train(root):
+    (root / "train").rename(root / "training")
+
+
+def no_test(root):
+    (root / "test").rename(root / "testing")
+
+
+FAULTS = [
+    (break_image, "train/cat/3.png: cannot be read"),
+    (empty_class, "train/bird: an empty class"),
+    (one_class, "one class only, cat"),
+    (no_class, "no folders of classes"),
+    (unknown_class, "test/bird: no such class"),
+    (no_train, "has no train/ folder"),
+    (no_test, "has no test/ folder"),
+]
+
+
+@pytest.mark.parametrize("fault, words", FAULTS)
+def test_faults(root, fault, words):
+    fault(root)
+    with pytest.raises(UserError) as error:
+        data = Data(settings(root))
+        data.setup()
+    assert words in str(error.value) and "\n" not in str(error.value)
+    assert str(root) in str(error.value)
+
+
+def test_skip_unreadable(root, capfd):
+    break_image(root)
+    found = sets.read_split(settings(root, skip_unreadable=True), "train")
+    assert len(found) == 19 and len(found.labels) == 19 and found.labels.sum() == 10
+    said = capfd.readouterr().out
+    assert "1 of 20 images cannot be read" in said and "cat/3.png" in said
+
+
+def test_n_classes_follows(root):
+    save(root / "train" / "owl" / "0.png", Image.new("L", (8, 8)))
+    s = settings(root, n_classes=10)
+    assert sets.complete(s, given=set()).n_classes == 3
+    with pytest.raises(UserError, match="--n_classes=10.*3 classes"):
+        sets.complete(s, given={"n_classes"})
+
+
+def test_command_line(root, tmp_path):
+    flags = *TINY, f"--data_dir={root}", f"--output_dir={tmp_path / 'out'}", "--exp_name=mine"
+    run_program(*flags, "--mode=all", "--supervised_epochs=1")
+    table = (tmp_path / "out" / "mine" / "confusion_supervised.csv").read_text()
+    assert table.splitlines()[0].endswith("cat,dog")
+
+
+@pytest.mark.parametrize(
+    "fault, words, flags",
+    [
+        (break_image, "train/cat/3.png", []),
+        (None, "--n_classes=3", ["--n_classes=3"]),
+    ],
+)
+def test_command_line_faults(root, tmp_path, fault, words, flags):
+    if fault:
+        fault(root)
+    flags = *TINY, f"--data_dir={root}", f"--output_dir={tmp_path / 'out'}", *flags
+    said = run_program(*flags, ok=False).stderr
+    assert words in said and said.startswith("error: ") and said.count("\n") == 1

@@ -1,0 +1,141 @@
+import struct
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_program
+
+from agglomerator.data import sets
+from agglomerator.data.torchvision_sets import check, downloader, files_of, image_set
+from agglomerator.settings import Settings, UserError
+
+
+def idx(array):
+    """A uint8 array in the IDX format."""
+    return (
+        bytes((0, 0, 8, array.ndim))
+        + struct.pack(f">{array.ndim}I", *array.shape)
+        + (array.tobytes())
+    )
+
+
+def arrays(split):
+    rng = np.random.default_rng(split == "train")
+    n = {"train": 60, "t10k": 20}[split]
+    return rng.integers(0, 256, (n, 28, 28), dtype=np.uint8), np.arange(n, dtype=np.uint8) % 10
+
+
+@pytest.fixture(params=["MNIST", "FashionMNIST"])
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def root(tmp_path, name):
+    raw = tmp_path / name / "raw"
+    raw.mkdir(parents=True)
+    for split in ("train", "t10k"):
+        images, labels = arrays(split)
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(idx(images))
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(idx(labels))
+    return tmp_path
+
+
+def settings(root, name, **changes):
+    s = Settings(dataset=name, data_dir=str(root), image_size=28, conv_image_size=7)
+    return s.replace(**({"n_channels": 1} | changes))
+
+
+def test_idx_is_read_exactly(root, name):
+    for split, file in (("train", "train"), ("test", "t10k")):
+        found = sets.read_split(settings(root, name), split)
+        images, labels = arrays(file)
+        assert np.array_equal(found.images[:, 0], images) and found.images.dtype == torch.uint8
+        assert np.array_equal(found.labels, labels)
+        assert len(found.classes) == 10
+    colour = sets.read_split(settings(root, name, n_channels=3), "train").images
+    assert torch.equal(colour[:, 0], colour[:, 2]) and colour.shape == (60, 3, 28, 28)
+
+
+def test_nothing_is_downloaded_where_all_is_there(root, name):
+    before = sorted(root.rglob("*"))
+    downloader(name)(settings(root, name))
+    assert sorted(root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("content", ["cut short", "empty", "longer", "text", "other type"])
+@pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_damaged_idx(root, name, file, content):
+    path = root / name / "raw" / file
+    whole = path.read_bytes()
+    path.write_bytes(
+        {
+            "cut short": whole[:-1],
+            "empty": b"",
+            "longer": whole + b"x",
+            "text": b"<html>404 Not Found</html>",
+            "other type": whole[:2] + b"\x0d" + whole[3:],
+        }[content]
+    )
+    for step in (downloader(name), lambda s: sets.read_split(s, "train")):
+        with pytest.raises(UserError) as error:
+            step(settings(root, name))
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_other_number_of_labels(root, name):
+    (root / name / "raw" / "train-labels-idx1-ubyte").write_bytes(idx(arrays("t10k")[1]))
+    with pytest.raises(UserError, match="60 images, but 20 labels"):
+        sets.read_split(settings(root, name), "train")
+
+
+def test_label_out_of_range(root, name):
+    labels = arrays("train")[1]
+    labels[3] = 10
+    (root / name / "raw" / "train-labels-idx1-ubyte").write_bytes(idx(labels))
+    with pytest.raises(UserError, match="image 3 .*label 10"):
+        sets.read_split(settings(root, name), "train")
+
+
+def test_command_line(root, name, tmp_path):
+    run_program(
+        f"--flagfile=config/config_{name}.cfg",
+        f"--data_dir={root}",
+        f"--output_dir={tmp_path / 'out'}",
+        "--patch_dim=8",
+        "--contr_dim=8",
+        "--batch_size=16",
+        "--max_epochs=1",
+        "--logger=none",
+    )
+
+
+def test_colour_arrays_become_channels_first():
+    """The arrays as torchvision reads CIFAR; its files have checksums, so a test cannot make any
+    that it would read."""
+    data = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    found = image_set(SimpleNamespace(data=data, targets=[0, 1, 2, 0, 1, 2], classes=list("abc")))
+    assert np.array_equal(found.images, data.transpose(0, 3, 1, 2))
+    assert found.labels.tolist() == [0, 1, 2, 0, 1, 2] and found.classes == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("cifar", ["CIFAR10", "CIFAR100"])
+def test_cifar_file_with_a_wrong_checksum(tmp_path, cifar):
+    assert not check(cifar, tmp_path)
+    path = files_of(cifar, tmp_path)[0][0]
+    path.parent.mkdir()
+    path.write_bytes(b"cut short")
+    with pytest.raises(UserError) as error:
+        sets.read_split(Settings(dataset=cifar, data_dir=str(tmp_path)), "train")
+    assert str(path) in str(error.value) and "checksum" in str(error.value)
+
+
+@pytest.mark.parametrize("cifar", ["CIFAR10"])
+def test_no_files_and_no_internet(tmp_path, cifar):
+    nowhere = tmp_path / "nowhere"
+    flags = f"--dataset={cifar}", f"--data_dir={nowhere}", f"--output_dir={tmp_path}"
+    said = run_program(*flags, "--patch_dim=8", "--contr_dim=8", ok=False).stderr
+    assert "data_batch_1" in said and str(nowhere / "cifar-10-batches-py") in said
+    assert said.startswith("error: ") and said.count("\n") == 1
+    assert not list(nowhere.rglob("*"))
