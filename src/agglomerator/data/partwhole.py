@@ -487,3 +487,36 @@ class PartWhole(Dataset):
             images[i], labels[i] = scene.image, scene.label
             parts[i], objects[i] = scene.parts, scene.objects
         return images, labels, parts, objects
+
+
+def draw_sheet(path):
+    """Write a picture of scenes of every class and difficulty: at 96x96, at 32x32, their parts
+    and objects."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    colours = colormaps["tab20"](range(20))[:, :3]
+    colours = np.concatenate(([[0, 0, 0]], np.tile(colours, (13, 1))))
+    figure = Figure(figsize=(9.6, 0.85 * len(CLASSES)), layout="constrained")
+    axes = figure.subplots(len(CLASSES), 12)
+    for row, name in enumerate(CLASSES):
+        for difficulty in range(3):
+            index = row + difficulty * len(CLASSES)
+            large, small = (draw_scene(1, index, size, difficulty) for size in (96, 32))
+            shown = [scene.image.transpose(1, 2, 0) for scene in (large, small)]
+            shown += [colours[large.parts], colours[large.objects]]
+            for ax, picture in zip(axes[row, 4 * difficulty :], shown, strict=False):
+                ax.imshow(picture)
+        axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center")
+    for column, title in enumerate(("96x96", "32x32", "parts", "objects") * 3):
+        above = "" if column % 4 else f"difficulty {column // 4}"
+        axes[0, column].set_title(f"{above}\n{title}", fontsize=9)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+    figure.savefig(path, dpi=80)
+
+
+if __name__ == "__main__":
+    import sys
+
+    draw_sheet(*sys.argv[1:])
