@@ -18,13 +18,19 @@ def parse(argv):
 
 def main(parsed):
     logging.set_verbosity(logging.WARNING)  # absl would print what other packages note
-    # PyTorch takes seconds to import: --help and wrong flags do not wait for it.
-    from agglomerator.run import run
-
     try:
+        # PyTorch takes seconds to import: --help and wrong flags do not wait for it.
+        from agglomerator.run import run
+
         run(*parsed)
     except UserError as error:
         fail(error)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        fail(f"{error.filename}: {error.strerror}; name another place, or make room or access.")
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 def fail(error):

@@ -43,13 +43,14 @@ class Checkpoint:
         settings: by name, as far as the file tells: all of them in this project's own format,
             those that shapes show in the published one.
         stage: "contrastive", "supervised" or "finetuned"; None in the published format.
-        step: optimizer steps done.
+        epochs, step: epochs and optimizer steps done.
     """
 
     path: Path
     weights: dict
     settings: dict
     stage: str | None
+    epochs: int
     step: int
 
 
@@ -81,12 +82,13 @@ def read(path):
         shown = shapes_show(weights)
     except (KeyError, ValueError, AttributeError, IndexError, ZeroDivisionError):
         raise UserError(f"{where}: holds a network, but not an Agglomerator.") from None
-    step = content.get("global_step")
+    epoch, step = content.get("epoch"), content.get("global_step")
     return Checkpoint(
         path=path,
         weights=weights,
         settings=shown | settings,
         stage=stored.get("stage") if isinstance(stored.get("stage"), str) else None,
+        epochs=epoch + 1 if isinstance(epoch, int) else 0,
         step=step if isinstance(step, int) else 0,
     )
 

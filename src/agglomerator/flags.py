@@ -36,7 +36,10 @@ class _ShareOrNumber(flags.ArgumentParser):
     def parse(self, argument):
         if isinstance(argument, int | float):
             return argument
-        value = float(argument)
+        try:
+            value = float(argument)
+        except ValueError:
+            raise ValueError("must be a share, as 0.5, or a number of batches, as 10.") from None
         if "." not in argument or value > 1:
             if value != int(value):
                 raise ValueError("must be a share from 0.0 to 1.0 or a whole number of batches.")
@@ -51,7 +54,12 @@ class _OptionalInteger(flags.IntegerParser):
     """An integer, or the word None."""
 
     def parse(self, argument):
-        return None if argument in ("None", "none", "") else super().parse(argument)
+        if argument in ("None", "none", "", None):
+            return None
+        try:
+            return super().parse(argument)
+        except ValueError:
+            raise ValueError("must be a whole number or None.") from None
 
 
 def define():
@@ -88,7 +96,7 @@ def parse(argv):
     try:
         rest = FLAGS(argv)
     except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from None
+        raise UserError(" ".join(str(error).removeprefix("ERROR:: ").split())) from None
     if len(rest) > 1:
         raise UserError(f"{rest[1]}: not a flag; flags are written --name=value (see --help).")
     given = {name for name in FIELDS if FLAGS[name].present}

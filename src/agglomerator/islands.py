@@ -19,8 +19,8 @@ class Projection:
     """A map from vectors to colours for every level, fitted once and used for all pictures.
 
     Vectors count by their direction, as in consensus. The three main axes of the vectors of the
-    first pictures become red, green and blue; equal colour means equal projection, in every image
-    and at any time.
+    first pictures become red, green and blue. Equal vectors have equal colours in every image and
+    at any time; different ones can look alike, since three axes do not hold all of a vector.
     """
 
     def __init__(self, mean, axes, spread):
@@ -32,6 +32,8 @@ class Projection:
         vectors = F.normalize(levels.double(), dim=-1).flatten(0, 1).transpose(0, 1)  # (K, B*n, d)
         mean = vectors.mean(1, keepdim=True)
         axes = torch.linalg.svd(vectors - mean, full_matrices=False).Vh[:, :3].mT  # (K, d, 3)
+        largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
+        axes = F.pad(axes * largest.sign(), (0, 3 - axes.shape[2]))
         spread = ((vectors - mean) @ axes).std(1, keepdim=True).clamp(min=1e-6)
         return cls(*(x.numpy() for x in (mean, axes, spread)))
 

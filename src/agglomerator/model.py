@@ -213,7 +213,8 @@ class Agglomerator(nn.Module):
         Args:
             state: (k, d, B, n), the k highest levels, all K or at least one more than `keep`.
             parts: (1, d, B, n), what the tokens send to level 0, the same in every iteration.
-            keep: how many of the highest levels are wanted.
+            keep: how many of the highest levels are wanted. The head reads the top one alone, and
+                a level depends on one more below it for each iteration that remains.
             alike: the columns of the state are all equal, as they are at first.
 
         Returns:
@@ -238,7 +239,7 @@ class Agglomerator(nn.Module):
     def _start(self, images):
         """images -> the initial state, equal in all images, (K, d, 1, n), and what iterate calls
         parts, (1, d, B, n)."""
-        tokens = self.image_to_tokens(images)  # (d, B, n)
+        tokens = self.image_to_tokens(images.to(self.init_levels.dtype))  # (d, B, n)
         parts = self.bottom_up(tokens[None], slice(0, 1))
         state = self.init_levels[:, :, None, None].expand(-1, -1, 1, tokens.shape[2])
         return state, parts

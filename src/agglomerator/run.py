@@ -93,7 +93,7 @@ def train(settings, given, advise=True):
     best = ModelCheckpoint(
         folder / "checkpoints",
         filename=f"{prefix}best",
-        monitor="val_loss" if settings.limit_val else None,
+        monitor="val_loss",
         enable_version_counter=False,
     )
     last = ModelCheckpoint(
@@ -102,19 +102,26 @@ def train(settings, given, advise=True):
         enable_version_counter=False,
         save_on_train_epoch_end=True,
     )
-    trainer = build_trainer(settings, stage, [best, last, LearningRateMonitor("step")])
+    keepers = [best, last] if settings.limit_val else [last]
+    trainer = build_trainer(settings, stage, [*keepers, LearningRateMonitor("step")])
     if settings.mode == "all" and trainer.world_size > 1:
         raise UserError("--mode=all: runs in one process; with several run one stage at a time.")
     data.check_batch_size(trainer.world_size)
-    if not going_on:
-        put_aside(folder, stage)
+    check_sight(settings)
+    if going_on:
+        check_resumed(settings, start)
+    else:
+        put_aside(folder, stage, start)
     folder.mkdir(parents=True, exist_ok=True)
-    flags.write(settings, folder / f"{prefix}flags.cfg")
+    rank_zero_only(flags.write)(settings, folder / f"{prefix}flags.cfg")
+    steps = len(data.train) // settings.batch_size // trainer.world_size
+    trainer.log_every_n_steps = max(1, min(10, steps))
     say(
         f"{settings.dataset}: {len(data.train)} images to train on, {len(data.val)} to validate; "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters; "
         f"on {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}"
-        f" x {trainer.world_size}"
+        f" x {trainer.world_size}; {settings.max_epochs} epochs, learning rate up to "
+        f"{settings.learning_rate}"
     )
     if going_on:
         keep_metrics(trainer.loggers[0], start.step)
@@ -123,16 +130,51 @@ def train(settings, given, advise=True):
     try:
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     except SystemExit:  # Lightning's answer to Ctrl-C
-        say(f"Stopped. Go on by: {command(settings, resume_training=True)}")
+        saved = (folder / "checkpoints" / f"{prefix}last.ckpt").is_file()
+        say(
+            f"Stopped. Go on by: {command(settings, resume_training=True)}"
+            if saved
+            else "Stopped in the first epoch, of which nothing is kept."
+        )
         raise SystemExit(130) from None
     best_path = Path(best.best_model_path or last.best_model_path)
     minutes = (time.monotonic() - began) / 60
     say(f"\n{stage} training: {trainer.current_epoch} epochs, {minutes:.1f} minutes")
     summarise(trainer, best_path, last.best_model_path)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            rank_zero_only(logger.experiment.finish)()  # the next stage is a run of its own
     if advise:
         following = {"supervise": True} if stage == "contrastive" else {"mode": "test"}
         say(f"Next: {command(settings, load_checkpoint_dir=best_path, **following)}")
     return best_path
+
+
+def check_sight(settings):
+    """Refuse to train a network whose embedding does not depend on the image.
+
+    What the tokens send to level 0 takes an iteration to climb each level.
+    """
+    n_states = settings.n_iters + 1
+    if settings.denoise_iter % n_states < settings.levels:
+        raise UserError(
+            f"--denoise_iter={settings.denoise_iter} --iters={settings.iters}: the top level of "
+            f"{settings.levels} sees nothing of the image before state {settings.levels}; use "
+            f"--denoise_iter=-1 and --iters of at least {settings.levels}."
+        )
+
+
+def check_resumed(settings, start):
+    """Refuse to go on where there is nothing to do; tell which flags a resumed run keeps."""
+    if start.epochs >= settings.max_epochs:
+        raise UserError(
+            f"--max_epochs={settings.max_epochs}: {start.path} has done {start.epochs} epochs; "
+            "ask for more, or start the next stage from it."
+        )
+    for name in ("learning_rate", "lr_speed", "weight_decay"):
+        kept = start.settings.get(name)
+        if kept is not None and kept != getattr(settings, name):
+            say(f"--{name}: the resumed run keeps {kept}.")
 
 
 def summarise(trainer, best_path, last_path):
@@ -153,6 +195,11 @@ def summarise(trainer, best_path, last_path):
 def test(settings, given):
     """Test a checkpoint on the test set, once, whole, in order; writes the figures."""
     start = checkpoint_needed(settings)
+    trained_on = start.settings.get("dataset", settings.dataset)
+    if "dataset" in given and trained_on != settings.dataset:
+        say(f"{start.path} was trained on {trained_on}, not on {settings.dataset}.")
+    if start.stage is None and not settings.supervise:
+        say(f"{start.path} does not name its stage: taken as stage one (--supervise: stage two).")
     if start.stage is not None:
         settings = settings.replace(
             supervise=start.stage != "contrastive", finetune=start.stage == "finetuned"
@@ -163,9 +210,9 @@ def test(settings, given):
     folder = run_folder(settings)
     folder.mkdir(parents=True, exist_ok=True)
     module = Stage(model, settings, data)
-    trainer = build_trainer(settings, stage, logs=False)
+    trainer = build_trainer(settings, f"{stage}_test", logs=settings.plot_islands)
     if stage == "contrastive":
-        say("A stage-one checkpoint: classes by the nearest mean of the training images.")
+        say("Stage one: classes by the nearest mean of the training images.")
         trainer.limit_predict_batches = settings.limit_train
         module.set_class_means(*embed(trainer, module, data, data.train))
     trainer.test(module, datamodule=data, verbose=False)
@@ -184,6 +231,7 @@ def test(settings, given):
     if settings.plot_islands:
         paths.append(folder / "islands" / f"{stage}_test.png")
     say("Written: " + ", ".join(map(str, paths)))
+    say(f"Next: {command(settings, mode='freeze', load_checkpoint_dir=start.path)}")
 
 
 @rank_zero_only
@@ -228,18 +276,18 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
     s = settings
     callbacks = list(callbacks)
     training = bool(callbacks)
+    on_gpus = s.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     terminal = sys.stderr.isatty()
     callbacks.append(Progress() if terminal else EpochLines())
     if training:
         callbacks.insert(0, ImagesPerSecond(s.batch_size))
     folder = run_folder(s)
     if s.plot_islands and s.mode != "freeze":
-        callbacks.append(IslandsView(folder / "islands", stage))
+        callbacks.append(IslandsView(folder / "islands", stage.removesuffix("_test")))
     devices = s.devices
     if devices is None:
-        gpus = s.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-        devices = s.num_gpus if gpus else 1
-        if gpus and devices > torch.cuda.device_count():
+        devices = s.num_gpus if on_gpus else 1
+        if on_gpus and devices > torch.cuda.device_count():
             raise UserError(
                 f"--num_gpus={devices}: this machine has {torch.cuda.device_count()}; use fewer."
             )
@@ -260,7 +308,7 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
             num_sanity_val_steps=0,
             log_every_n_steps=10,
             use_distributed_sampler=False,
-            sync_batchnorm=training and torch.cuda.is_available(),
+            sync_batchnorm=training and on_gpus,
             default_root_dir=folder,
             logger=build_loggers(s, folder / "logs", stage) if logs else False,
             callbacks=callbacks,
@@ -269,7 +317,7 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
             enable_progress_bar=terminal,
             enable_model_summary=False,
         )
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, ValueError, RuntimeError, TypeError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"--accelerator={s.accelerator} --precision={s.precision} --strategy={s.strategy} "
@@ -396,11 +444,15 @@ def load_data(settings):
 
 
 @rank_zero_only
-def put_aside(folder, stage):
-    """Move what an earlier run of the same stage and name left, so that nothing is lost."""
+def put_aside(folder, stage, start):
+    """Move what an earlier run of the same stage and name left, so that nothing is lost.
+
+    The checkpoint to start from is copied: other processes may be about to read it.
+    """
     prefix = STAGE_PREFIX[stage]
     names = [f"checkpoints/{prefix}best.ckpt", f"checkpoints/{prefix}last.ckpt"]
-    names += [f"logs/{stage}", f"{prefix}flags.cfg"]
+    names += [f"logs/{stage}", f"{prefix}flags.cfg", f"test_{stage}.json"]
+    names += [f"confusion_{stage}.csv", f"confusion_{stage}.png"]
     if stage == "contrastive":
         names.append("islands")
     left = [name for name in names if (folder / name).exists()]
@@ -410,7 +462,8 @@ def put_aside(folder, stage):
     aside = folder / "earlier" / f"{now}_{stage}"
     for name in left:
         (aside / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(folder / name, aside / name)
+        needed = start is not None and (folder / name).samefile(start.path)
+        (shutil.copy2 if needed else shutil.move)(folder / name, aside / name)
     say(f"An earlier run of this name was moved to {aside}.")
 
 
@@ -420,7 +473,9 @@ def command(settings, **changes):
     kept, arguments = [], iter(sys.argv[1:])
     for argument in arguments:
         name, _, value = argument.lstrip("-").partition("=")
-        if name in changed or name.removeprefix("no") in changed:
+        if not argument.startswith("-"):
+            kept.append(argument)
+        elif name in changed or name.removeprefix("no") in changed:
             if not value and name in ("mode", "load_checkpoint_dir"):
                 next(arguments, None)
         else:
@@ -430,7 +485,17 @@ def command(settings, **changes):
         kept.append("--supervise")
     for name, value in changes.items():
         kept.append(f"--{name}" if value is True else f"--{name}={value}")
-    return shlex.join(["python", sys.argv[0], *kept])
+    return shlex.join([python(), sys.argv[0], *kept])
+
+
+def python():
+    """How the user's shell finds the Python that runs this."""
+    on_path = shutil.which("python")
+    if on_path and Path(on_path) == Path(sys.executable) and "PIPENV_ACTIVE" not in os.environ:
+        return "python"
+    here = Path.cwd()
+    path = Path(sys.executable)
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 @rank_zero_only

@@ -11,6 +11,7 @@ import math
 import types
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -194,8 +195,15 @@ class Settings:
     def __post_init__(self):
         for option in dataclasses.fields(self):
             self._check_value(option)
-        if not self.temperature > 0:
-            raise UserError(f"--temperature={self.temperature}: must be more than 0, as 0.07.")
+        for name, usual in (("temperature", 0.07), ("limit_train", 1.0), ("limit_test", 1.0)):
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{name}={getattr(self, name)}: must be more than 0, as {usual}.")
+        if self.dropout == 1:
+            raise UserError("--dropout=1.0: drops everything; use less, as 0.3.")
+        if not self.exp_name or ".." in Path(self.exp_name).parts or Path(self.exp_name).anchor:
+            raise UserError(
+                f"--exp_name={self.exp_name}: must be a name, or folders and a name, in output_dir."
+            )
         self._check_grid()
         self._check_tokenizer()
         self._check_state()

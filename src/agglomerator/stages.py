@@ -52,10 +52,12 @@ class Stage(LightningModule):
         shape = settings.n_classes, settings.contr_dim
         self.register_buffer("class_sums", torch.zeros(shape), persistent=False)
         n_classes = settings.n_classes
-        self.train_accuracy = MulticlassAccuracy(n_classes, average="micro")
-        self.val_accuracy = MulticlassAccuracy(n_classes, average="micro")
-        self.top5 = MulticlassAccuracy(n_classes, average="micro", top_k=min(5, n_classes))
-        self.confusion = MulticlassConfusionMatrix(n_classes)
+        self.train_accuracy = MulticlassAccuracy(n_classes, average="micro", validate_args=False)
+        self.val_accuracy = MulticlassAccuracy(n_classes, average="micro", validate_args=False)
+        self.top5 = MulticlassAccuracy(
+            n_classes, average="micro", top_k=min(5, n_classes), validate_args=False
+        )
+        self.confusion = MulticlassConfusionMatrix(n_classes, validate_args=False)
         for name, parameter in model.named_parameters():
             in_classifier = name.startswith("classification_head")
             if self.stage == "finetuned":
@@ -113,7 +115,7 @@ class Stage(LightningModule):
         if not torch.isfinite(loss):
             raise UserError(
                 f"--learning_rate={self.settings.learning_rate}: the loss is no longer finite in "
-                f"epoch {self.current_epoch}; use a smaller one."
+                f"epoch {self.current_epoch + 1}; use a smaller one."
             )
         mixing = {name: getattr(self.model, name) for name in ("wl", "wBU", "wTD", "wA")}
         self.log_dict(mixing)
@@ -139,7 +141,7 @@ class Stage(LightningModule):
         view = self.data.view(images)
         if self.stage == "contrastive":
             loss, _ = self._contrast(images, labels, self._chance(batch_idx))
-            return loss, self.model(view).float() @ F.normalize(self.class_sums, dim=-1).mT
+            return loss, self.model(view).float() @ F.normalize(self.class_sums.float(), dim=-1).mT
         logits = self._classify(view)
         return F.cross_entropy(logits, labels), logits
 
