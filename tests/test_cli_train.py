@@ -1,10 +1,13 @@
 import csv
 import re
 import shlex
+import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_program, small_run
+from conftest import ROOT, SMALL, run_program, small_run
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -46,7 +49,7 @@ def test_stage_one_says_how_it_went_and_what_comes_next(stage_one):
         assert (stage_one.output / "small" / name).is_file()
     for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.csv"):
         assert name in stage_one.stdout
-    assert "Next: python src/main.py" in stage_one.stdout
+    assert "\nNext: " in stage_one.stdout
 
 
 def test_metrics_are_written_without_any_logger(stage_one):
@@ -84,7 +87,9 @@ def test_islands_are_drawn_as_pictures(stage_one):
 def test_the_next_command_trains_the_classifier(stage_one, tmp_path):
     (line,) = (line for line in stage_one.stdout.splitlines() if line.startswith("Next: "))
     words = shlex.split(line.removeprefix("Next: "))
-    assert words[:2] == ["python", "src/main.py"]
+    found = ROOT / words[0] if "/" in words[0] else shutil.which(words[0])
+    assert Path(found) == Path(sys.executable)
+    assert words[1] == "src/main.py"
     before = everything_below(stage_one.output / "small" / "checkpoints")
     flags = [f"--output_dir={tmp_path}", "--max_epochs=1", "--limit_train=2", "--noplot_islands"]
     result = run_program(*words[2:], *flags)
@@ -147,12 +152,39 @@ def test_a_run_goes_on_and_a_new_one_puts_the_earlier_aside(tmp_path):
     assert found["val_loss"][:2] == first["val_loss"]
     assert len(found["val_loss"]) == 3
 
+    small_run(tmp_path / "whole", *flags, "--max_epochs=3")
+    whole = weights(tmp_path / "whole" / "again" / "checkpoints" / "last.ckpt")
+    assert not changed(whole, weights(folder / "checkpoints" / "last.ckpt"))
+
+    message = run_program(
+        *SMALL, f"--output_dir={tmp_path}", *flags, "--max_epochs=3", "--resume_training", ok=False
+    ).stderr
+    assert message.startswith("error: --max_epochs=3: ") and "has done 3 epochs" in message
+
     kept = {path.read_bytes() for path in (folder / "checkpoints").iterdir()}
     kept |= {(folder / n).read_bytes() for n in ("logs/contrastive/metrics.csv", "flags.cfg")}
     result = small_run(tmp_path, *flags, "--max_epochs=1")
     assert "moved to" in result.stdout
     assert kept <= set(everything_below(folder / "earlier").values())
     assert len(metrics(folder)["val_loss"]) == 1
+
+
+def test_the_narrowest_network_in_bfloat16_without_validation(tmp_path):
+    flags = "--patch_dim=2", "--precision=bf16-true", "--limit_val=0", "--limit_train=2"
+    small_run(tmp_path, "--exp_name=narrow", *flags, "--max_epochs=1", "--plot_islands")
+    folder = tmp_path / "narrow"
+    last = folder / "checkpoints" / "last.ckpt"
+    assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
+    small_run(
+        tmp_path,
+        "--exp_name=narrow",
+        "--mode=test",
+        "--patch_dim=2",
+        "--limit_test=1",
+        "--plot_islands",
+        f"--load_checkpoint_dir={last}",
+    )
+    assert (folder / "islands" / "contrastive_test.png").read_bytes().startswith(PNG)
 
 
 def test_mode_all_runs_both_stages_and_the_test(tmp_path):
