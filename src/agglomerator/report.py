@@ -1,10 +1,72 @@
-"""What a run leaves behind in figures: the test's numbers, files and pictures, the summary."""
+"""What a run says and leaves behind: its folder, the figures of a test, the next command."""
 
 import csv
 import json
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
+
+
+def run_folder(settings):
+    """The folder of a run."""
+    return Path(settings.output_dir) / settings.exp_name
+
+
+@rank_zero_only
+def say(text):
+    print(text, flush=True)
+
+
+def summarise(trainer, best_path, last_path):
+    """Say how a training ended and where everything lies."""
+    for name in ("train_loss", "train_acc", "val_loss", "val_acc"):
+        if name in trainer.callback_metrics:
+            say(f"  {name:<11} {float(trainer.callback_metrics[name]):.4f}")
+    say(f"  best        {best_path}")
+    say(f"  last        {last_path}")
+    say(f"  metrics     {Path(trainer.loggers[0].log_dir) / 'metrics.csv'}")
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and logger._offline:
+            upload = f"wandb sync {Path(logger.experiment.dir).parent}"
+            say(f"  wandb       logged offline; upload by: {upload}")
+
+
+def command(settings, **changes):
+    """The command line of this run with some flags changed, ready to copy."""
+    changed = {"mode", "supervise", "resume_training", "load_checkpoint_dir"} | set(changes)
+    kept, arguments = [], iter(sys.argv[1:])
+    for argument in arguments:
+        name, _, value = argument.lstrip("-").partition("=")
+        if not argument.startswith("-"):
+            kept.append(argument)
+        elif name in changed or name.removeprefix("no") in changed:
+            if not value and name in ("mode", "load_checkpoint_dir"):
+                next(arguments, None)
+        else:
+            kept.append(argument)
+    stage_two = settings.supervise or settings.finetune
+    if stage_two and "supervise" not in changes and "--finetune" not in kept:
+        kept.append("--supervise")
+    for name, value in changes.items():
+        kept.append(f"--{name}" if value is True else f"--{name}={value}")
+    return shlex.join([python(), sys.argv[0], *kept])
+
+
+def python():
+    """How the user's shell finds the Python that runs this."""
+    on_path = shutil.which("python")
+    if on_path and Path(on_path) == Path(sys.executable) and "PIPENV_ACTIVE" not in os.environ:
+        return "python"
+    here = Path.cwd()
+    path = Path(sys.executable)
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def write_test(folder, stage, record, confusion, classes):

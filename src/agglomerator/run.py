@@ -1,40 +1,26 @@
-"""The runs: train, test, freeze, all; and the one place that builds the Trainer."""
+"""The runs: train, test, freeze, and all of them in turn."""
 
-import csv
 import dataclasses
-import logging
-import netrc
-import os
-import shlex
 import shutil
-import sys
 import time
-import warnings
 from datetime import datetime
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import (
-    Callback,
-    LearningRateMonitor,
-    ModelCheckpoint,
-    TQDMProgressBar,
-)
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from agglomerator import checkpoints, flags, report
 from agglomerator.data import sets
 from agglomerator.data.module import Data
-from agglomerator.islands import IslandsView
 from agglomerator.model import Agglomerator
+from agglomerator.report import command, run_folder, say
 from agglomerator.settings import INPUT_SETTINGS, MODEL_SETTINGS, UserError
 from agglomerator.stages import Stage, stage_of
+from agglomerator.trainer import build_trainer, keep_metrics, quiet_libraries
 
 STAGE_PREFIX = {"contrastive": "", "supervised": "supervised_", "finetuned": "finetuned_"}
 
@@ -140,7 +126,7 @@ def train(settings, given, advise=True):
     best_path = Path(best.best_model_path or last.best_model_path)
     minutes = (time.monotonic() - began) / 60
     say(f"\n{stage} training: {trainer.current_epoch} epochs, {minutes:.1f} minutes")
-    summarise(trainer, best_path, last.best_model_path)
+    report.summarise(trainer, best_path, last.best_model_path)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             rank_zero_only(logger.experiment.finish)()  # the next stage is a run of its own
@@ -175,20 +161,6 @@ def check_resumed(settings, start):
         kept = start.settings.get(name)
         if kept is not None and kept != getattr(settings, name):
             say(f"--{name}: the resumed run keeps {kept}.")
-
-
-def summarise(trainer, best_path, last_path):
-    """Say how a training ended and where everything lies."""
-    for name in ("train_loss", "train_acc", "val_loss", "val_acc"):
-        if name in trainer.callback_metrics:
-            say(f"  {name:<11} {float(trainer.callback_metrics[name]):.4f}")
-    say(f"  best        {best_path}")
-    say(f"  last        {last_path}")
-    say(f"  metrics     {Path(trainer.loggers[0].log_dir) / 'metrics.csv'}")
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger) and logger._offline:
-            upload = f"wandb sync {Path(logger.experiment.dir).parent}"
-            say(f"  wandb       logged offline; upload by: {upload}")
 
 
 @rank_zero_only
@@ -267,119 +239,6 @@ def save_array(path, array):
     partial.replace(path)
 
 
-def build_trainer(settings, stage, callbacks=(), logs=True):
-    """The Trainer of a run.
-
-    Raises:
-        UserError: Lightning refuses the flags of the machine.
-    """
-    s = settings
-    callbacks = list(callbacks)
-    training = bool(callbacks)
-    on_gpus = s.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    terminal = sys.stderr.isatty()
-    callbacks.append(Progress() if terminal else EpochLines())
-    if training:
-        callbacks.insert(0, ImagesPerSecond(s.batch_size))
-    folder = run_folder(s)
-    if s.plot_islands and s.mode != "freeze":
-        callbacks.append(IslandsView(folder / "islands", stage.removesuffix("_test")))
-    devices = s.devices
-    if devices is None:
-        devices = s.num_gpus if on_gpus else 1
-        if on_gpus and devices > torch.cuda.device_count():
-            raise UserError(
-                f"--num_gpus={devices}: this machine has {torch.cuda.device_count()}; use fewer."
-            )
-    try:
-        return pl.Trainer(
-            accelerator=s.accelerator,
-            # Every test image counts once and features keep their order on one device.
-            devices=devices if training else 1,
-            num_nodes=s.num_nodes if training else 1,
-            strategy=s.strategy if training else "auto",
-            precision=s.precision,
-            max_epochs=s.max_epochs,
-            accumulate_grad_batches=s.accumulate,
-            check_val_every_n_epoch=s.validate_every,
-            limit_train_batches=s.limit_train,
-            limit_val_batches=s.limit_val,
-            limit_test_batches=s.limit_test,
-            num_sanity_val_steps=0,
-            log_every_n_steps=10,
-            use_distributed_sampler=False,
-            sync_batchnorm=training and on_gpus,
-            default_root_dir=folder,
-            logger=build_loggers(s, folder / "logs", stage) if logs else False,
-            callbacks=callbacks,
-            plugins=AtomicCheckpointIO(),
-            enable_checkpointing=training,
-            enable_progress_bar=terminal,
-            enable_model_summary=False,
-        )
-    except (MisconfigurationException, ValueError, RuntimeError, TypeError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"--accelerator={s.accelerator} --precision={s.precision} --strategy={s.strategy} "
-            f"--devices={s.devices}: {reason}"
-        ) from None
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint under another name first, so that it is there whole or not at all."""
-
-    def save_checkpoint(self, checkpoint, path, storage_options=None):
-        super().save_checkpoint(checkpoint, f"{path}.partial", storage_options)
-        os.replace(f"{path}.partial", path)
-
-
-def build_loggers(settings, folder, stage):
-    """The CSV logger, and the one that --logger names."""
-    loggers = [CSVLogger(folder, name="", version=stage, flush_logs_every_n_steps=10)]
-    if settings.logger == "tensorboard":
-        loggers.append(TensorBoardLogger(folder, name="", version=stage, default_hp_metric=False))
-    if settings.logger == "wandb":
-        os.environ.setdefault("WANDB_SILENT", "true")
-        offline = not has_wandb_account()
-        if offline:
-            os.environ.setdefault("WANDB_MODE", "offline")  # or it asks for an account
-        (folder / stage).mkdir(parents=True, exist_ok=True)
-        name = f"{settings.exp_name} {stage}"
-        loggers.append(WandbLogger(name, folder / stage, project="Agglomerator", offline=offline))
-    return loggers
-
-
-@rank_zero_only
-def keep_metrics(logger, step):
-    """Keep the rows before a step of the CSV that an interrupted run has left; Lightning would
-    begin a new file."""
-    path = Path(logger.log_dir) / "metrics.csv"
-    if not path.is_file():
-        return
-    with path.open(newline="", encoding="utf-8") as file:
-        table = csv.DictReader(file)
-        rows = [row for row in table if int(row["step"]) < step]
-    logger.experiment.metrics_keys = table.fieldnames
-    with path.open("w", newline="", encoding="utf-8") as file:
-        kept = csv.DictWriter(file, table.fieldnames)
-        kept.writeheader()
-        kept.writerows(rows)
-
-
-def has_wandb_account():
-    """Whether Weights & Biases would log in without asking."""
-    import wandb
-
-    wanted = wandb.Settings()
-    if wanted.mode in ("offline", "disabled") or wanted.api_key:
-        return wanted.mode not in ("offline", "disabled")
-    host = urlsplit(wanted.base_url).hostname
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
 def of_stage(settings):
     """Settings with the length and rate of stage two in their place, where stage two is asked."""
     s = settings
@@ -391,11 +250,6 @@ def of_stage(settings):
         max_epochs=length or s.max_epochs,
         learning_rate=s.supervised_learning_rate or s.learning_rate,
     )
-
-
-def run_folder(settings):
-    """The folder of a run."""
-    return Path(settings.output_dir) / settings.exp_name
 
 
 def checkpoint_to_start(settings, folder):
@@ -465,93 +319,3 @@ def put_aside(folder, stage, start):
         needed = start is not None and (folder / name).samefile(start.path)
         (shutil.copy2 if needed else shutil.move)(folder / name, aside / name)
     say(f"An earlier run of this name was moved to {aside}.")
-
-
-def command(settings, **changes):
-    """The command line of this run with some flags changed, ready to copy."""
-    changed = {"mode", "supervise", "resume_training", "load_checkpoint_dir"} | set(changes)
-    kept, arguments = [], iter(sys.argv[1:])
-    for argument in arguments:
-        name, _, value = argument.lstrip("-").partition("=")
-        if not argument.startswith("-"):
-            kept.append(argument)
-        elif name in changed or name.removeprefix("no") in changed:
-            if not value and name in ("mode", "load_checkpoint_dir"):
-                next(arguments, None)
-        else:
-            kept.append(argument)
-    stage_two = settings.supervise or settings.finetune
-    if stage_two and "supervise" not in changes and "--finetune" not in kept:
-        kept.append("--supervise")
-    for name, value in changes.items():
-        kept.append(f"--{name}" if value is True else f"--{name}={value}")
-    return shlex.join([python(), sys.argv[0], *kept])
-
-
-def python():
-    """How the user's shell finds the Python that runs this."""
-    on_path = shutil.which("python")
-    if on_path and Path(on_path) == Path(sys.executable) and "PIPENV_ACTIVE" not in os.environ:
-        return "python"
-    here = Path.cwd()
-    path = Path(sys.executable)
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
-@rank_zero_only
-def say(text):
-    print(text, flush=True)
-
-
-def quiet_libraries():
-    """Silence what other packages say and a user of this one can do nothing about."""
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torchmetrics")
-    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
-
-
-class ImagesPerSecond(Callback):
-    """Logs images trained per second, over the epoch so far."""
-
-    def __init__(self, batch_size):
-        self.batch_size = batch_size
-
-    def on_train_epoch_start(self, trainer, module):
-        self.began = time.perf_counter()
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        images = (batch_idx + 1) * self.batch_size * trainer.world_size
-        rate = images / (time.perf_counter() - self.began)
-        module.log("images/s", rate, on_step=True, on_epoch=False, prog_bar=True)
-
-
-class Progress(TQDMProgressBar):
-    """The progress bar of a terminal: epoch, loss, accuracy, images/s."""
-
-    def get_metrics(self, trainer, module):
-        items = super().get_metrics(trainer, module)
-        items.pop("v_num", None)
-        items.pop("train_loss_epoch", None)
-        return items
-
-
-class EpochLines(Callback):
-    """One line an epoch, for output that is not a terminal."""
-
-    FORMATS = {
-        "train_loss": ".4f",
-        "train_acc": ".2%",
-        "val_loss": ".4f",
-        "val_acc": ".2%",
-        "images/s": ".0f",
-    }
-
-    def on_train_epoch_end(self, trainer, module):
-        metrics = trainer.logged_metrics | trainer.callback_metrics
-        parts = [
-            f"{name} {metrics[name]:{form}}"
-            for name, form in self.FORMATS.items()
-            if name in metrics
-        ]
-        say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  " + "  ".join(parts))

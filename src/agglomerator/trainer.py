@@ -1,0 +1,190 @@
+"""The one place that builds the Trainer, with its loggers and what it shows on the way."""
+
+import csv
+import logging
+import netrc
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from agglomerator.islands import IslandsView
+from agglomerator.report import run_folder, say
+from agglomerator.settings import UserError
+
+
+def build_trainer(settings, stage, callbacks=(), logs=True):
+    """The Trainer of a run.
+
+    Raises:
+        UserError: Lightning refuses the flags of the machine.
+    """
+    s = settings
+    callbacks = list(callbacks)
+    training = bool(callbacks)
+    on_gpus = s.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    terminal = sys.stderr.isatty()
+    callbacks.append(Progress() if terminal else EpochLines())
+    if training:
+        callbacks.insert(0, ImagesPerSecond(s.batch_size))
+    folder = run_folder(s)
+    if s.plot_islands and s.mode != "freeze":
+        callbacks.append(IslandsView(folder / "islands", stage.removesuffix("_test")))
+    devices = s.devices
+    if devices is None:
+        devices = s.num_gpus if on_gpus else 1
+        if on_gpus and devices > torch.cuda.device_count():
+            raise UserError(
+                f"--num_gpus={devices}: this machine has {torch.cuda.device_count()}; use fewer."
+            )
+    try:
+        return pl.Trainer(
+            accelerator=s.accelerator,
+            # Every test image counts once and features keep their order on one device.
+            devices=devices if training else 1,
+            num_nodes=s.num_nodes if training else 1,
+            strategy=s.strategy if training else "auto",
+            precision=s.precision,
+            max_epochs=s.max_epochs,
+            accumulate_grad_batches=s.accumulate,
+            check_val_every_n_epoch=s.validate_every,
+            limit_train_batches=s.limit_train,
+            limit_val_batches=s.limit_val,
+            limit_test_batches=s.limit_test,
+            num_sanity_val_steps=0,
+            log_every_n_steps=10,
+            use_distributed_sampler=False,
+            sync_batchnorm=training and on_gpus,
+            default_root_dir=folder,
+            logger=build_loggers(s, folder / "logs", stage) if logs else False,
+            callbacks=callbacks,
+            plugins=AtomicCheckpointIO(),
+            enable_checkpointing=training,
+            enable_progress_bar=terminal,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError, TypeError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"--accelerator={s.accelerator} --precision={s.precision} --strategy={s.strategy} "
+            f"--devices={s.devices}: {reason}"
+        ) from None
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint under another name first, so that it is there whole or not at all."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        super().save_checkpoint(checkpoint, f"{path}.partial", storage_options)
+        os.replace(f"{path}.partial", path)
+
+
+def build_loggers(settings, folder, stage):
+    """The CSV logger, and the one that --logger names."""
+    loggers = [CSVLogger(folder, name="", version=stage, flush_logs_every_n_steps=10)]
+    if settings.logger == "tensorboard":
+        loggers.append(TensorBoardLogger(folder, name="", version=stage, default_hp_metric=False))
+    if settings.logger == "wandb":
+        os.environ.setdefault("WANDB_SILENT", "true")
+        offline = not has_wandb_account()
+        if offline:
+            os.environ.setdefault("WANDB_MODE", "offline")  # or it asks for an account
+        (folder / stage).mkdir(parents=True, exist_ok=True)
+        name = f"{settings.exp_name} {stage}"
+        loggers.append(WandbLogger(name, folder / stage, project="Agglomerator", offline=offline))
+    return loggers
+
+
+def has_wandb_account():
+    """Whether Weights & Biases would log in without asking."""
+    import wandb
+
+    wanted = wandb.Settings()
+    if wanted.mode in ("offline", "disabled") or wanted.api_key:
+        return wanted.mode not in ("offline", "disabled")
+    host = urlsplit(wanted.base_url).hostname
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+@rank_zero_only
+def keep_metrics(logger, step):
+    """Keep the rows before a step of the CSV that an interrupted run has left; Lightning would
+    begin a new file."""
+    path = Path(logger.log_dir) / "metrics.csv"
+    if not path.is_file():
+        return
+    with path.open(newline="", encoding="utf-8") as file:
+        table = csv.DictReader(file)
+        rows = [row for row in table if int(row["step"]) < step]
+    logger.experiment.metrics_keys = table.fieldnames
+    with path.open("w", newline="", encoding="utf-8") as file:
+        kept = csv.DictWriter(file, table.fieldnames)
+        kept.writeheader()
+        kept.writerows(rows)
+
+
+class ImagesPerSecond(Callback):
+    """Logs images trained per second, over the epoch so far."""
+
+    def __init__(self, batch_size):
+        self.batch_size = batch_size
+
+    def on_train_epoch_start(self, trainer, module):
+        self.began = time.perf_counter()
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        images = (batch_idx + 1) * self.batch_size * trainer.world_size
+        rate = images / (time.perf_counter() - self.began)
+        module.log("images/s", rate, on_step=True, on_epoch=False, prog_bar=True)
+
+
+class Progress(TQDMProgressBar):
+    """The progress bar of a terminal: epoch, loss, accuracy, images/s."""
+
+    def get_metrics(self, trainer, module):
+        items = super().get_metrics(trainer, module)
+        items.pop("v_num", None)
+        items.pop("train_loss_epoch", None)
+        return items
+
+
+class EpochLines(Callback):
+    """One line an epoch, for output that is not a terminal."""
+
+    FORMATS = {
+        "train_loss": ".4f",
+        "train_acc": ".2%",
+        "val_loss": ".4f",
+        "val_acc": ".2%",
+        "images/s": ".0f",
+    }
+
+    def on_train_epoch_end(self, trainer, module):
+        metrics = trainer.logged_metrics | trainer.callback_metrics
+        parts = [
+            f"{name} {metrics[name]:{form}}"
+            for name, form in self.FORMATS.items()
+            if name in metrics
+        ]
+        say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  " + "  ".join(parts))
+
+
+def quiet_libraries():
+    """Silence what other packages say and a user of this one can do nothing about."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torchmetrics")
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
