@@ -93,7 +93,7 @@ def train(settings, given, advise=True):
     if settings.mode == "all" and trainer.world_size > 1:
         raise UserError("--mode=all: runs in one process; with several run one stage at a time.")
     data.check_batch_size(trainer.world_size)
-    check_sight(settings)
+    tell_blindness(settings)
     if going_on:
         check_resumed(settings, start)
     else:
@@ -136,17 +136,16 @@ def train(settings, given, advise=True):
     return best_path
 
 
-def check_sight(settings):
-    """Refuse to train a network whose embedding does not depend on the image.
+def tell_blindness(settings):
+    """Say so if the embedding does not depend on the image.
 
     What the tokens send to level 0 takes an iteration to climb each level.
     """
-    n_states = settings.n_iters + 1
-    if settings.denoise_iter % n_states < settings.levels:
-        raise UserError(
+    if settings.denoise_iter % (settings.n_iters + 1) < settings.levels:
+        say(
             f"--denoise_iter={settings.denoise_iter} --iters={settings.iters}: the top level of "
-            f"{settings.levels} sees nothing of the image before state {settings.levels}; use "
-            f"--denoise_iter=-1 and --iters of at least {settings.levels}."
+            f"{settings.levels} sees nothing of the image before state {settings.levels}: nothing "
+            "can be learned of it."
         )
 
 
