@@ -23,6 +23,10 @@ PREFIX = "model."
 PASSED_OVER = ("builtins.getattr", "torch.optim.", "pytorch_lightning.", "pl_bolts.")
 
 
+# A published checkpoint always brings its own, whatever a config for the same data says.
+PUBLISHED_PARTS = ("head", "tokenizer_width", "tokenizer_depth")
+
+
 class _Inert:
     """Takes the place of whatever a pickle names; does nothing with what it is given."""
 
@@ -121,17 +125,27 @@ def shapes_show(weights):
     Those that leave no trace in shapes (iters, denoise_iter, dropout, consensus_self) are left
     out; image_size is taken for four times the grid, the published tokenizer's stride.
     """
-    conv = [weights[f"image_to_tokens.0.block.{i}.weight"].shape for i in (0, 6)]
+    convs = [
+        value.shape
+        for name, value in weights.items()
+        if name.startswith("image_to_tokens.0.block.") and value.dim() == 4
+    ]
     levels, patch_dim = weights["init_levels"].shape
-    patch_size = round((patch_dim / conv[1][0]) ** 0.5)
+    patch_size = round((patch_dim / convs[-1][0]) ** 0.5)
     n_columns = weights["bottom_up.net.1.weight"].shape[0]
     grid = round(n_columns**0.5) * patch_size
     mask = weights.get("attention.non_local_mask")
+    hidden, width = weights["contrastive_head.5.weight"].shape
+    flat = hidden == width == n_columns * patch_dim
+    channels = convs[0][0]
     settings = {
         "patch_size": patch_size,
         "patch_dim": patch_dim,
         "levels": levels,
-        "n_channels": conv[0][1],
+        "n_channels": convs[0][1],
+        "tokenizer_width": None if channels == convs[-1][0] // 2 else channels,
+        "tokenizer_depth": len(convs),
+        "head": "flatten" if flat else "grid",
         "conv_image_size": grid,
         "image_size": 4 * grid,
         "contr_dim": weights["contrastive_head.10.weight"].shape[0],
@@ -158,6 +172,8 @@ def build(checkpoint, **flags):
     """
     where = f"--load_checkpoint_dir={checkpoint.path}"
     settings = checkpoint.settings | flags
+    if checkpoint.stage is None:
+        settings |= {name: checkpoint.settings[name] for name in PUBLISHED_PARTS}
     if "conv_image_size" in flags and "image_size" not in flags | checkpoint.settings:
         settings["image_size"] = 4 * flags["conv_image_size"]
     shown = shapes_show(checkpoint.weights)
@@ -211,7 +227,8 @@ def complete(settings, given, checkpoint):
     taken = {
         name: value
         for name, value in checkpoint.settings.items()
-        if name in wanted and name not in given
+        if name in wanted
+        and (name not in given or (checkpoint.stage is None and name in PUBLISHED_PARTS))
     }
     if checkpoint.stage is None and "conv_image_size" in given:
         taken.pop("image_size", None)

@@ -103,6 +103,13 @@ class Settings:
     objects: int = setting(
         "data", 1, "PartWhole: the greatest number of objects in a scene.", low=1, high=9
     )
+    augmentation: str = setting(
+        "data",
+        "randaugment",
+        "How training images are changed: randaugment (as published), crop (shifted by up to an "
+        "eighth of their side), flip (shifted so and mirrored).",
+        choices=("randaugment", "crop", "flip"),
+    )
     limit_train: int | float = setting(
         "data", 1.0, "Share (1.0, 0.1) or number (1, 10) of training batches an epoch.", low=0
     )
@@ -127,6 +134,21 @@ class Settings:
         8,
         "Side of the tokenizer's output grid: image_size, or its half or quarter, rounded up.",
         low=1,
+    )
+    tokenizer_width: int | None = setting(
+        "model",
+        None,
+        "Channels of the tokenizer's convolutions but the last; None: half those of the last.",
+        low=1,
+    )
+    tokenizer_depth: int = setting("model", 3, "Convolutions of the tokenizer.", low=2)
+    head: str = setting(
+        "model",
+        "flatten",
+        "How the columns of the top level become one vector: flatten (as published; its weights "
+        "grow with the square of columns times patch_dim) or grid (means over a 4x4 grid, "
+        "flattened; its weights do not grow with the columns).",
+        choices=("flatten", "grid"),
     )
     denoise_iter: int = setting(
         "model", -1, "State that feeds the head: 0 is the initial one, -1 the last."

@@ -12,6 +12,7 @@ from agglomerator.data.augment import (
     rand_augment,
     random_crop,
     random_erasing,
+    random_horizontal_flip,
 )
 from agglomerator.data.images import ImageFiles, as_it_is, n_workers
 from agglomerator.settings import UserError
@@ -105,7 +106,13 @@ class Data(LightningDataModule):
         """uint8 images -> normalised float32 images, each changed in its own way."""
         if self.entry.margin > 1:
             images = random_crop(images, self.settings.image_size, generator)
-        images = rand_augment(images, generator)
+        if self.settings.augmentation == "randaugment":
+            images = rand_augment(images, generator)
+        else:
+            size = self.settings.image_size
+            images = random_crop(images, size, generator, padding=size // 8)
+        if self.settings.augmentation == "flip":
+            images = random_horizontal_flip(images, generator)
         if self.entry.erase:
             images = random_erasing(images, generator)
         return self.view(images)
