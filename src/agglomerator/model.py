@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from einops.layers.torch import Rearrange
 from torch import nn
 
+from agglomerator.processes import BatchNorm2d
 from agglomerator.settings import Settings
 
 SELF_SCORE = -5e-4
@@ -40,13 +41,13 @@ class Tokenizer(nn.Module):
         conv_stride, pool_stride = {4: (2, 2), 2: (2, 1), 1: (1, 1)}[stride]
         self.block = nn.Sequential(
             nn.Conv2d(n_channels, half, 3, stride=conv_stride, padding=1, bias=False),
-            nn.BatchNorm2d(half),
+            BatchNorm2d(half),
             nn.ReLU(),
             nn.Conv2d(half, half, 3, padding=1, bias=False),
-            nn.BatchNorm2d(half),
+            BatchNorm2d(half),
             nn.ReLU(),
             nn.Conv2d(half, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
+            BatchNorm2d(channels),
             nn.ReLU(),
             nn.MaxPool2d(3, stride=pool_stride, padding=1),
         )

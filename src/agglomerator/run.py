@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from agglomerator import checkpoints, flags, report
+from agglomerator import checkpoints, flags, processes, report
 from agglomerator.data import sets
 from agglomerator.data.module import Data
 from agglomerator.model import Agglomerator
@@ -52,6 +52,7 @@ def run_all(settings, given):
         supervise=True, resume_training=False, load_checkpoint_dir=str(best)
     )
     best = train(stage_two, given, advise=False)
+    processes.part()
     say("Test")
     test(settings.replace(plot_islands=True, load_checkpoint_dir=str(best)), given)
 
@@ -90,8 +91,6 @@ def train(settings, given, advise=True):
     )
     keepers = [best, last] if settings.limit_val else [last]
     trainer = build_trainer(settings, stage, [*keepers, LearningRateMonitor("step")])
-    if settings.mode == "all" and trainer.world_size > 1:
-        raise UserError("--mode=all: runs in one process; with several run one stage at a time.")
     data.check_batch_size(trainer.world_size)
     tell_blindness(settings)
     if going_on:
@@ -137,11 +136,8 @@ def train(settings, given, advise=True):
 
 
 def tell_blindness(settings):
-    """Say so if the embedding does not depend on the image.
-
-    What the tokens send to level 0 takes an iteration to climb each level.
-    """
-    if settings.denoise_iter % (settings.n_iters + 1) < settings.levels:
+    """Say so if the embedding does not depend on the image."""
+    if settings.blind:
         say(
             f"--denoise_iter={settings.denoise_iter} --iters={settings.iters}: the top level of "
             f"{settings.levels} sees nothing of the image before state {settings.levels}: nothing "

@@ -272,6 +272,12 @@ class Settings:
         return 2 * self.levels if self.iters is None else self.iters
 
     @property
+    def blind(self):
+        """Whether the embedding does not depend on the image: what the tokens send to level 0
+        takes an iteration to climb each level."""
+        return self.denoise_iter % (self.n_iters + 1) < self.levels
+
+    @property
     def grid_size(self):
         """Columns on a side, S."""
         return self.conv_image_size // self.patch_size

@@ -7,20 +7,25 @@ import os
 import sys
 import time
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, StrategyRegistry
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from agglomerator.islands import IslandsView
 from agglomerator.report import run_folder, say
 from agglomerator.settings import UserError
+
+TIMEOUT = timedelta(minutes=10)  # a process that does not answer for so long counts as lost
 
 
 def build_trainer(settings, stage, callbacks=(), logs=True):
@@ -40,19 +45,23 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
     folder = run_folder(s)
     if s.plot_islands and s.mode != "freeze":
         callbacks.append(IslandsView(folder / "islands", stage.removesuffix("_test")))
-    devices = s.devices
-    if devices is None:
+    devices, num_nodes = s.devices, s.num_nodes
+    if TorchElasticEnvironment.detect():  # torchrun has started so many, whatever the flags say
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        num_nodes = int(os.environ["WORLD_SIZE"]) // devices
+    elif devices is None:
         devices = s.num_gpus if on_gpus else 1
         if on_gpus and devices > torch.cuda.device_count():
             raise UserError(
                 f"--num_gpus={devices}: this machine has {torch.cuda.device_count()}; use fewer."
             )
+    prepare_strategies(s.blind)
     try:
         return pl.Trainer(
             accelerator=s.accelerator,
             # Every test image counts once and features keep their order on one device.
             devices=devices if training else 1,
-            num_nodes=s.num_nodes if training else 1,
+            num_nodes=num_nodes if training else 1,
             strategy=s.strategy if training else "auto",
             precision=s.precision,
             max_epochs=s.max_epochs,
@@ -64,11 +73,10 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
             num_sanity_val_steps=0,
             log_every_n_steps=10,
             use_distributed_sampler=False,
-            sync_batchnorm=training and on_gpus,
             default_root_dir=folder,
             logger=build_loggers(s, folder / "logs", stage) if logs else False,
             callbacks=callbacks,
-            plugins=AtomicCheckpointIO(),
+            plugins=[AtomicCheckpointIO()] + ([] if training else [LightningEnvironment()]),
             enable_checkpointing=training,
             enable_progress_bar=terminal,
             enable_model_summary=False,
@@ -79,6 +87,23 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
             f"--accelerator={s.accelerator} --precision={s.precision} --strategy={s.strategy} "
             f"--devices={s.devices}: {reason}"
         ) from None
+
+
+def prepare_strategies(blind):
+    """Set what this project needs of Lightning's strategies of several processes, however named.
+
+    Args:
+        blind: parameters are left without a gradient, for which DDP then has to look.
+    """
+    for entry in StrategyRegistry.values():
+        options = entry["init_params"]
+        if entry["strategy"] in (DDPStrategy, FSDPStrategy):
+            options["timeout"] = TIMEOUT
+        if entry["strategy"] is DDPStrategy:
+            # Batch norm is the same in all processes; the sums of classes are of each its own.
+            options["broadcast_buffers"] = False
+            if "find_unused_parameters" not in entry["strategy_name"]:
+                options["find_unused_parameters"] = blind
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
