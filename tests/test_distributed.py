@@ -2,13 +2,16 @@
 
 import dataclasses
 import os
+import signal
 import socket
+import subprocess
+import sys
 
 import pytest
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
+from conftest import ROOT, SMALL
 from pytorch_lightning.callbacks import Callback
 
 from agglomerator import Agglomerator, processes
@@ -32,7 +35,8 @@ SETTINGS = Settings(
     max_epochs=1,
     limit_train=STEPS,
     accelerator="cpu",
-    precision="64-true",  # AdamW blows what rounding leaves of a gradient of zero up to a whole step
+    # What rounding leaves of a gradient of zero AdamW blows up to a whole step.
+    precision="64-true",
     logger="none",
 )
 
@@ -117,3 +121,55 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path, stage):
     for name in names:  # the contrastive loss of validation is that of each process's batches
         torch.testing.assert_close(two[0]["figures"][name], one["figures"][name], **same)
     torch.testing.assert_close(two[0]["weights"], two[1]["weights"], atol=0, rtol=0)
+
+
+def launch(folder, *launcher, **options):
+    """Start the program on two processes; a process group of its own."""
+    flags = *SMALL, "--accelerator=cpu", "--exp_name=two", f"--output_dir={folder}"
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, *launcher, *flags, *(f"--{n}={v}" for n, v in options.items())]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+TORCHRUN = "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "src/main.py"
+BY_ITSELF = "src/main.py", "--devices=2"
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, BY_ITSELF], ids=["torchrun", "by itself"])
+def test_all_stages_in_two_processes(tmp_path, launcher):
+    few = dict(max_epochs=1, limit_train=4, limit_val=2, limit_test=2, iters=1)
+    done = launch(tmp_path, *launcher, mode="all", **few)
+    stdout, stderr = done.communicate(timeout=200)
+    assert done.returncode == 0, stderr
+    assert stdout.count("epoch 1/1") == 2 and stdout.count("CPU x 2") == 2
+    assert stdout.count("(64 test images, by classifier)") == 1
+    folder = tmp_path / "two"
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 4
+    assert (folder / "islands" / "supervised_test.png").is_file()
+    assert not (folder / "earlier").exists()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_death_of_one_process_ends_the_other(tmp_path, victim):
+    run = launch(tmp_path, *BY_ITSELF, max_epochs=1000)
+    try:
+        while not run.stdout.readline().startswith("epoch 1/"):
+            assert run.poll() is None
+        (child,) = children(run.pid)
+        os.kill((run.pid, child)[victim], signal.SIGKILL)
+        stderr = run.communicate(timeout=60)[1]  # open until both have ended
+    finally:
+        run.kill()
+    assert run.returncode != 0
+    assert "another process of this training has ended" in stderr
+    assert "Traceback" not in stderr
+
+
+def children(pid):
+    """Processes that a process has started."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True).stdout
+    pairs = (map(int, line.split()) for line in listed.splitlines())
+    return [child for child, parent in pairs if parent == pid]

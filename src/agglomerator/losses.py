@@ -1,9 +1,8 @@
 """The supervised contrastive loss, over all processes as if they were one batch."""
 
 import torch
-import torch.distributed as dist
 
-from agglomerator.processes import at_least_float, gather
+from agglomerator.processes import at_least_float, gather, rank
 
 
 def supervised_contrastive_loss(embedding, labels, temperature=0.07, across_processes=True):
@@ -28,8 +27,8 @@ def supervised_contrastive_loss(embedding, labels, temperature=0.07, across_proc
     others, other_labels = embedding, labels
     if across_processes:
         others, other_labels = gather(embedding), gather(labels)
-    rank = dist.get_rank() if len(others) > len(embedding) else 0
-    itself = torch.arange(len(embedding), device=labels.device) + rank * len(embedding)
+    first = rank() * len(embedding) if across_processes else 0
+    itself = torch.arange(first, first + len(embedding), device=labels.device)
 
     similarity = embedding @ others.mT / temperature
     similarity = similarity.scatter(1, itself[:, None], -torch.inf)

@@ -7,10 +7,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+LOST = "gloo", "Connection closed by peer", "Timed out"  # of gloo, which raises bare RuntimeErrors
+
 
 def n_processes():
     """How many processes train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank():
+    """Number of this process, from 0."""
+    return dist.get_rank() if n_processes() > 1 else 0
 
 
 def part():
@@ -25,7 +32,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x):
-        ctx.rows = slice(dist.get_rank() * len(x), (dist.get_rank() + 1) * len(x))
+        ctx.rows = slice(rank() * len(x), (rank() + 1) * len(x))
         parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
@@ -72,3 +79,10 @@ class BatchNorm2d(nn.BatchNorm2d):
         scale = (variance + self.eps).rsqrt() * self.weight
         shift = self.bias - mean * scale
         return (wide * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+
+
+def is_fault_of_others(error):
+    """Whether a RuntimeError tells that another process is gone or does not answer."""
+    return n_processes() > 1 and (
+        isinstance(error, dist.DistError) or any(word in str(error) for word in LOST)
+    )

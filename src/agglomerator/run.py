@@ -289,6 +289,7 @@ def load_data(settings):
     data = Data(settings)
     rank_zero_only(data.prepare_data)()
     data.setup()
+    data.check_limits()
     return data
 
 

@@ -18,6 +18,10 @@ class UserError(Exception):
     """Something that the user can put right. The message is one line: what, and the way out."""
 
 
+class SharedError(UserError):
+    """A `UserError` that all processes of a training raise at the same place: one line says it."""
+
+
 def setting(group, default, help, choices=None, low=None, high=None):
     """A field of `Settings` with what the command line needs to know of it."""
     metadata = {"group": group, "help": help, "choices": choices, "low": low, "high": high}

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning_fabric.strategies.launchers import subprocess_script
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
@@ -21,6 +22,7 @@ from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, StrategyRegi
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from agglomerator.finite import StopUnlessFinite
 from agglomerator.islands import IslandsView
 from agglomerator.report import run_folder, say
 from agglomerator.settings import UserError
@@ -41,7 +43,7 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
     terminal = sys.stderr.isatty()
     callbacks.append(Progress() if terminal else EpochLines())
     if training:
-        callbacks.insert(0, ImagesPerSecond(s.batch_size))
+        callbacks[:0] = ImagesPerSecond(s.batch_size), StopUnlessFinite()
     folder = run_folder(s)
     if s.plot_islands and s.mode != "freeze":
         callbacks.append(IslandsView(folder / "islands", stage.removesuffix("_test")))
@@ -56,8 +58,13 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
                 f"--num_gpus={devices}: this machine has {torch.cuda.device_count()}; use fewer."
             )
     prepare_strategies(s.blind)
+    if training and s.precision == "16-true":
+        raise UserError(
+            "--precision=16-true: gradients and their squares vanish in 16-bit floats of so small "
+            "a range, and nothing learns; use 16-mixed, bf16-mixed or bf16-true."
+        )
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             accelerator=s.accelerator,
             # Every test image counts once and features keep their order on one device.
             devices=devices if training else 1,
@@ -87,6 +94,9 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
             f"--accelerator={s.accelerator} --precision={s.precision} --strategy={s.strategy} "
             f"--devices={s.devices}: {reason}"
         ) from None
+    if not trainer.precision.startswith(s.precision):
+        say(f"--precision={s.precision}: this device computes in {trainer.precision}.")
+    return trainer
 
 
 def prepare_strategies(blind):
@@ -211,5 +221,7 @@ def quiet_libraries():
     """Silence what other packages say and a user of this one can do nothing about."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # It says that it ends all processes because one has died.
+    logging.getLogger(subprocess_script.__name__).setLevel(logging.INFO)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torchmetrics")
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
