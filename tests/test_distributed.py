@@ -1,5 +1,6 @@
 """Several processes that train together, on the CPU by gloo: they do what one would do."""
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -123,14 +124,19 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path, stage):
     torch.testing.assert_close(two[0]["weights"], two[1]["weights"], atol=0, rtol=0)
 
 
+@contextlib.contextmanager
 def launch(folder, *launcher, **options):
-    """Start the program on two processes; a process group of its own."""
+    """The program started on two processes, of which none is left in the end."""
     flags = *SMALL, "--accelerator=cpu", "--exp_name=two", f"--output_dir={folder}"
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, *launcher, *flags, *(f"--{n}={v}" for n, v in options.items())]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, **pipes)
+    try:
+        yield run
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
 
 
 TORCHRUN = "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "src/main.py"
@@ -140,9 +146,9 @@ BY_ITSELF = "src/main.py", "--devices=2"
 @pytest.mark.parametrize("launcher", [TORCHRUN, BY_ITSELF], ids=["torchrun", "by itself"])
 def test_all_stages_in_two_processes(tmp_path, launcher):
     few = dict(max_epochs=1, limit_train=4, limit_val=2, limit_test=2, iters=1)
-    done = launch(tmp_path, *launcher, mode="all", **few)
-    stdout, stderr = done.communicate(timeout=200)
-    assert done.returncode == 0, stderr
+    with launch(tmp_path, *launcher, mode="all", **few) as run:
+        stdout, stderr = run.communicate(timeout=200)
+    assert run.returncode == 0, stderr
     assert stdout.count("epoch 1/1") == 2 and stdout.count("CPU x 2") == 2
     assert stdout.count("(64 test images, by classifier)") == 1
     folder = tmp_path / "two"
@@ -154,15 +160,12 @@ def test_all_stages_in_two_processes(tmp_path, launcher):
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_death_of_one_process_ends_the_other(tmp_path, victim):
-    run = launch(tmp_path, *BY_ITSELF, max_epochs=1000)
-    try:
+    with launch(tmp_path, *BY_ITSELF, max_epochs=1000) as run:
         while not run.stdout.readline().startswith("epoch 1/"):
             assert run.poll() is None
         (child,) = children(run.pid)
         os.kill((run.pid, child)[victim], signal.SIGKILL)
         stderr = run.communicate(timeout=60)[1]  # open until both have ended
-    finally:
-        run.kill()
     assert run.returncode != 0
     assert "another process of this training has ended" in stderr
     assert "Traceback" not in stderr
