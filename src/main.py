@@ -7,6 +7,8 @@ from absl import app, logging
 from agglomerator import flags
 from agglomerator.settings import SharedError, UserError
 
+OUT_OF_MEMORY = "out of memory", "not enough memory", "can't allocate memory"  # as PyTorch says it
+
 
 def parse(argv):
     flags.define()
@@ -35,7 +37,9 @@ def main(parsed):
         if error.filename is None:
             raise
         fail(f"{error.filename}: {error.strerror}; name another place, or make room or access.")
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or any(word in str(error) for word in OUT_OF_MEMORY):
+            fail("out of memory: use a smaller --batch_size, with --accumulate, or network.")
         if not processes.is_fault_of_others(error):
             raise
         fail(

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import serialization
 
+from agglomerator.data.folder import memory
 from agglomerator.model import Agglomerator
 from agglomerator.settings import FIELDS, INPUT_SETTINGS, MODEL_SETTINGS, UserError
 
@@ -158,6 +159,22 @@ def shapes_show(weights):
 def _radius(mask, grid_size):
     """Largest distance, in columns along a side, at which the mask lets columns attend."""
     return int((~mask[0, :grid_size]).sum()) - 1
+
+
+def check_size(settings):
+    """Raises UserError if the weights of the network would not fit into the memory."""
+    try:
+        with torch.device("meta"):  # takes no memory, whatever the settings ask for
+            model = Agglomerator(**dataclasses.asdict(settings))
+        n_bytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    except RuntimeError:  # beyond the range of integers
+        n_bytes = float("inf")
+    if n_bytes > memory():
+        s = settings
+        raise UserError(
+            f"--patch_dim={s.patch_dim} --contr_dim={s.contr_dim} --levels={s.levels}: a network "
+            f"of {n_bytes / 2**30:.0f} GB on {s.n_columns} columns, more than the memory; use less."
+        )
 
 
 def build(checkpoint, **flags):

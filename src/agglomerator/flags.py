@@ -106,7 +106,7 @@ def parse(argv):
 def _in_words(name):
     """What a setting may be."""
     if value_types(name) == (int, float):
-        return "a share from 0.0 to 1.0, as 0.5", "a whole number of batches, as 10"
+        return "a share from 0.0 to 1.0, as 0.5,", "a whole number of batches, as 10"
     words = {bool: "true or false", int: "a whole number", float: "a number", NoneType: "None"}
     return [words.get(kind, "text") for kind in value_types(name)]
 

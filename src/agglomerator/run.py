@@ -122,6 +122,14 @@ def train(settings, given, advise=True):
             else "Stopped in the first epoch, of which nothing is kept."
         )
         raise SystemExit(130) from None
+    except Exception as error:
+        known = isinstance(error, UserError | OSError) or processes.is_fault_of_others(error)
+        if known or not going_on or module.epochs_begun > 1:
+            raise
+        raise UserError(
+            f"--resume_training: {start.path} is not fit to go on from "
+            f"({type(error).__name__}: {error}); without this flag its weights alone are taken."
+        ) from None
     best_path = Path(best.best_model_path or last.best_model_path)
     minutes = (time.monotonic() - began) / 60
     say(f"\n{stage} training: {trainer.current_epoch} epochs, {minutes:.1f} minutes")
@@ -278,6 +286,7 @@ def network(settings, given, checkpoint):
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     if checkpoint is None:
         settings = sets.complete(settings, given)
+        checkpoints.check_size(settings)
         return settings, Agglomerator(**dataclasses.asdict(settings))
     settings = checkpoints.complete(settings, given, checkpoint)
     wanted = {name: getattr(settings, name) for name in (*MODEL_SETTINGS, *INPUT_SETTINGS)}

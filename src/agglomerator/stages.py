@@ -67,6 +67,7 @@ class Stage(LightningModule):
                 parameter.requires_grad = True
             else:
                 parameter.requires_grad = in_classifier == (self.stage == "supervised")
+        self.epochs_begun = 0
         self.train()  # a network from a checkpoint comes in evaluation mode
 
     def train(self, mode=True):
@@ -111,7 +112,18 @@ class Stage(LightningModule):
             embedding = self.model(views)
         return self.model.classification_head_from_contr(embedding)
 
+    def on_train_start(self):
+        """Check what was resumed: the optimizer would read and write beyond tensors too small."""
+        (optimizer,) = self.trainer.optimizers
+        if self.trainer.ckpt_path and self.global_step and not optimizer.state:
+            raise ValueError("the state of the optimizer is missing")
+        for parameter, state in optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if state[name].shape != parameter.shape or state[name].layout != parameter.layout:
+                    raise ValueError(f"the optimizer's {name} does not fit the network")
+
     def on_train_epoch_start(self):
+        self.epochs_begun += 1
         self.class_sums.zero_()
 
     def on_train_epoch_end(self):

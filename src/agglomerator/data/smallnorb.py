@@ -93,7 +93,7 @@ def read_matrix(path):
     try:
         if path.suffix == ".gz":
             with gzip.open(path) as file:
-                content = np.frombuffer(bytearray(file.read(MOST + 1)), np.uint8)
+                content = np.frombuffer(file.read(MOST + 1), np.uint8)
         else:
             content = np.fromfile(path, np.uint8, MOST + 1)
     except (OSError, EOFError, zlib.error) as error:
@@ -110,7 +110,7 @@ def read_matrix(path):
         raise UserError(
             f"{path}: {content.size} bytes, but its header promises {size}; copy it anew."
         )
-    return content[start:].view(kind).reshape(shape)
+    return content[start:].copy().view(kind).reshape(shape)
 
 
 def _folder(settings):
