@@ -137,6 +137,7 @@ def build_loggers(settings, folder, stage):
         (folder / stage).mkdir(parents=True, exist_ok=True)
         name = f"{settings.exp_name} {stage}"
         loggers.append(WandbLogger(name, folder / stage, project="Agglomerator", offline=offline))
+        loggers[-1]._wandb_init.pop("anonymous", None)  # wandb warns of this, even if it is None
     return loggers
 
 
