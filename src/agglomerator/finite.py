@@ -88,7 +88,9 @@ def _scaler(trainer):
 
 def _last_good(trainer):
     """What to say of the newest checkpoint."""
-    paths = [c.best_model_path for c in trainer.checkpoint_callbacks] + [trainer.ckpt_path or ""]
+    names = "best_model_path", "path"  # of Lightning's callbacks, and of others
+    paths = [getattr(c, name, None) for c in trainer.checkpoint_callbacks for name in names]
+    paths.append(trainer.ckpt_path)
     paths = [Path(path) for path in paths if path and Path(path).is_file()]
     if not paths:
         return "No checkpoint was written before it."
