@@ -6,13 +6,13 @@ internals of its scheduler, which are passed over.
 """
 
 import dataclasses
-import pickle
 import zipfile
 from pathlib import Path
 
 import torch
 from torch import serialization
 
+from agglomerator.data.folder import memory
 from agglomerator.model import Agglomerator
 from agglomerator.settings import FIELDS, INPUT_SETTINGS, MODEL_SETTINGS, UserError
 
@@ -72,19 +72,22 @@ def read(path):
         raise UserError(f"{where}: is a folder; {way_out}")
     if not path.is_file():
         raise UserError(f"{where}: there is no such file.")
-    content = _load(path, where)
+    content, n_bytes = _load(path, where), path.stat().st_size
     weights = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
+        isinstance(name, str) and _is_plain(value) for name, value in weights.items()
     ):
         raise UserError(f"{where}: holds no state dict of tensors; it is no checkpoint of a model.")
+    # Strides of zero claim a tensor far larger than what the file holds of it.
+    if sum(value.numel() * value.element_size() for value in weights.values()) > n_bytes:
+        raise UserError(f"{where}: claims tensors larger than the file; copy or write it anew.")
     weights = {name.removeprefix(PREFIX): value for name, value in weights.items()}
     stored = content.get("hyper_parameters")
     stored = stored if isinstance(stored, dict) else {}
     settings = {name: value for name, value in stored.items() if name in FIELDS}
     try:
         shown = shapes_show(weights)
-    except (KeyError, ValueError, AttributeError, IndexError, ZeroDivisionError):
+    except (KeyError, ValueError, AttributeError, IndexError, ArithmeticError, RuntimeError):
         raise UserError(f"{where}: holds a network, but not an Agglomerator.") from None
     epoch, step = content.get("epoch"), content.get("global_step")
     return Checkpoint(
@@ -97,12 +100,23 @@ def read(path):
     )
 
 
+def _is_plain(value):
+    """Whether it is a tensor of real numbers, one beside the other."""
+    return (
+        isinstance(value, torch.Tensor)
+        and not (value.is_nested or value.is_quantized or value.is_complex() or value.is_meta)
+        and value.layout is torch.strided
+    )
+
+
 def _load(path, where):
     if not zipfile.is_zipfile(path):
         raise UserError(f"{where}: is cut short or no checkpoint at all; copy or write it anew.")
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
+            # PyTorch packs nothing; what is packed can unpack to more than the memory.
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+            if packed or archive.testzip() is not None:
                 raise zipfile.BadZipFile
         foreign = serialization.get_unsafe_globals_in_checkpoint(path)
         refused = [name for name in foreign if not name.startswith(PASSED_OVER)]
@@ -114,8 +128,9 @@ def _load(path, where):
         inert = [(_Inert, name) for name in foreign]
         with serialization.safe_globals(inert):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError,
-            AttributeError, IndexError, OSError, AssertionError, zipfile.BadZipFile):  # fmt: skip
+    except UserError:
+        raise
+    except Exception:  # damaged archives and pickles raise anything
         raise UserError(f"{where}: is damaged or no checkpoint; copy or write it anew.") from None
 
 
@@ -160,6 +175,22 @@ def _radius(mask, grid_size):
     return int((~mask[0, :grid_size]).sum()) - 1
 
 
+def check_size(settings):
+    """Raises UserError if the weights of the network would not fit into the memory."""
+    try:
+        with torch.device("meta"):  # takes no memory, whatever the settings ask for
+            model = Agglomerator(**dataclasses.asdict(settings))
+        n_bytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    except RuntimeError:  # beyond the range of integers
+        n_bytes = float("inf")
+    if n_bytes > memory():
+        s = settings
+        raise UserError(
+            f"--patch_dim={s.patch_dim} --contr_dim={s.contr_dim} --levels={s.levels}: a network "
+            f"of {n_bytes / 2**30:.0f} GB on {s.n_columns} columns, more than the memory; use less."
+        )
+
+
 def build(checkpoint, **flags):
     """The network of a checkpoint with its weights, in evaluation mode.
 
@@ -183,8 +214,11 @@ def build(checkpoint, **flags):
         fit = " ".join(f"--{name}={value}" for name, value in wrong.items())
         have = ", ".join(f"{name}={settings[name]}" for name in wrong)
         raise UserError(f"{where}: its weights do not fit {have}; use {fit}")
-    model = Agglomerator(**settings)
-    expected = model.state_dict()
+    try:
+        with torch.device("meta"):  # takes no memory, whatever the settings ask for
+            expected = Agglomerator(**settings).state_dict()
+    except (UserError, RuntimeError) as error:
+        raise UserError(f"{where}: {error}") from None
     problems = [f"{name} is missing" for name in expected.keys() - checkpoint.weights.keys()] + [
         f"{name} is unknown" for name in checkpoint.weights.keys() - expected.keys()
     ]
@@ -195,6 +229,7 @@ def build(checkpoint, **flags):
     ]
     if problems:
         raise UserError(f"{where}: its weights do not fit the network: {sorted(problems)[0]}.")
+    model = Agglomerator(**settings)
     model.load_state_dict(checkpoint.weights)
     return model.eval()
 
@@ -232,4 +267,7 @@ def complete(settings, given, checkpoint):
     }
     if checkpoint.stage is None and "conv_image_size" in given:
         taken.pop("image_size", None)
-    return settings.replace(**taken)
+    try:
+        return settings.replace(**taken)
+    except UserError as error:
+        raise UserError(f"--load_checkpoint_dir={checkpoint.path}: {error}") from None

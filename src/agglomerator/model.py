@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from einops.layers.torch import Rearrange
 from torch import nn
 
+from agglomerator.processes import BatchNorm2d
 from agglomerator.settings import Settings
 
 SELF_SCORE = -5e-4
@@ -45,7 +46,7 @@ class Tokenizer(nn.Module):
             step = conv_stride if i == 0 else 1
             conv = nn.Conv2d(widths[i], widths[i + 1], 3, stride=step, padding=1, bias=False)
             nn.init.kaiming_normal_(conv.weight)
-            layers += [conv, nn.BatchNorm2d(widths[i + 1]), nn.ReLU()]
+            layers += [conv, BatchNorm2d(widths[i + 1]), nn.ReLU()]
         self.block = nn.Sequential(*layers, nn.MaxPool2d(3, stride=pool_stride, padding=1))
 
     def forward(self, images):

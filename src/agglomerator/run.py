@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from agglomerator import checkpoints, flags, report
+from agglomerator import checkpoints, flags, processes, report
 from agglomerator.data import sets
 from agglomerator.data.module import Data
 from agglomerator.model import Agglomerator
@@ -69,6 +69,7 @@ def run_all(settings, given):
         supervise=True, resume_training=False, load_checkpoint_dir=str(best)
     )
     best = train(stage_two, given, advise=False)
+    processes.part()
     say("Test")
     test(settings.replace(plot_islands=True, load_checkpoint_dir=str(best)), given)
 
@@ -107,8 +108,6 @@ def train(settings, given, advise=True):
     )
     keepers = [best, last] if settings.limit_val else [last]
     trainer = build_trainer(settings, stage, [*keepers, LearningRateMonitor("step")])
-    if settings.mode == "all" and trainer.world_size > 1:
-        raise UserError("--mode=all: runs in one process; with several run one stage at a time.")
     data.check_batch_size(trainer.world_size)
     tell_blindness(settings)
     if going_on:
@@ -140,6 +139,14 @@ def train(settings, given, advise=True):
             else "Stopped in the first epoch, of which nothing is kept."
         )
         raise SystemExit(130) from None
+    except Exception as error:
+        known = isinstance(error, UserError | OSError) or processes.is_fault_of_others(error)
+        if known or not going_on or module.epochs_begun > 1:
+            raise
+        raise UserError(
+            f"--resume_training: {start.path} is not fit to go on from "
+            f"({type(error).__name__}: {error}); without this flag its weights alone are taken."
+        ) from None
     best_path = Path(best.best_model_path or last.best_model_path)
     minutes = (time.monotonic() - began) / 60
     say(f"\n{stage} training: {trainer.current_epoch} epochs, {minutes:.1f} minutes")
@@ -154,11 +161,8 @@ def train(settings, given, advise=True):
 
 
 def tell_blindness(settings):
-    """Say so if the embedding does not depend on the image.
-
-    What the tokens send to level 0 takes an iteration to climb each level.
-    """
-    if settings.denoise_iter % (settings.n_iters + 1) < settings.levels:
+    """Say so if the embedding does not depend on the image."""
+    if settings.blind:
         say(
             f"--denoise_iter={settings.denoise_iter} --iters={settings.iters}: the top level of "
             f"{settings.levels} sees nothing of the image before state {settings.levels}: nothing "
@@ -299,6 +303,7 @@ def network(settings, given, checkpoint):
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     if checkpoint is None:
         settings = sets.complete(settings, given)
+        checkpoints.check_size(settings)
         return settings, Agglomerator(**dataclasses.asdict(settings))
     settings = checkpoints.complete(settings, given, checkpoint)
     wanted = {name: getattr(settings, name) for name in (*MODEL_SETTINGS, *INPUT_SETTINGS)}
@@ -310,6 +315,7 @@ def load_data(settings):
     data = Data(settings)
     rank_zero_only(data.prepare_data)()
     data.setup()
+    data.check_limits()
     return data
 
 

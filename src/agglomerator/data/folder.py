@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 from pytorch_lightning.utilities import rank_zero_only
 
-from agglomerator.data.images import ImageFiles
+from agglomerator.data.images import ImageFiles, formats
 from agglomerator.settings import UserError
 
 MEMORY_SHARE = 0.4
@@ -80,8 +80,8 @@ def read_folder(settings, split, size):
 @lru_cache
 def _listing(folder):
     """Classes (sorted), paths (sorted by class and name) and labels of the images in a folder."""
-    Image.init()
-    known = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    readable = formats()
+    known = {end for end, kind in Image.registered_extensions().items() if kind in readable}
     classes, paths, labels = [], [], []
     for path in sorted(folder.iterdir()):
         if not path.is_dir() or path.name.startswith((".", "__")):
