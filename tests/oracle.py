@@ -104,7 +104,7 @@ def embedding(weights, all_states, flags):
 
 
 def grid_means(columns, side=4):
-    """(B, n, d) -> (B, d * side * side), channel first; cells that do not divide the grid overlap."""
+    """(B, n, d) -> (B, d * side * side), channel first; cells overlap where they must."""
     s = math.isqrt(columns.shape[1])
     columns = columns.unflatten(1, (s, s))
     ranges = [slice(i * s // side, -(-(i + 1) * s // side)) for i in range(side)]

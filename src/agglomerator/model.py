@@ -191,8 +191,8 @@ class GridPool(nn.Module):
 def contrastive_head(kind, n_columns, d, contr_dim, dropout):
     """Top level (B, n, d) -> embedding (B, contr_dim), not yet of unit length.
 
-    Of the kind "flatten", as published, it has (n * d)^2 weights; of the kind "grid" 16 d contr_dim,
-    however many columns there are.
+    Of the kind "flatten", as published, it has (n * d)^2 weights; of the kind "grid"
+    16 d contr_dim, however many columns there are.
     """
     if kind == "flatten":
         pool, width, hidden = nn.Flatten(), n_columns * d, n_columns * d

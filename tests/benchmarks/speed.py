@@ -2,15 +2,17 @@
 
     python tests/benchmarks/speed.py [--rounds 5] [--only paper,fashion,loop,growth,start]
 
-Prints one table. All sides of a comparison take turns; figures are medians of the rounds, after one
-that does not count. A training step is two views of each of 128 random images forward, the
-contrastive loss, backward and AdamW. "Transcription" is tests/oracle.py, SPEC section 3 with grouped
-convolutions, float32. FLOP are those of its matrix products and convolutions, counted by PyTorch,
-for every side the same, so that work saved counts as speed; the peak is that of a 4096 x 4096
-product. Memory is the peak of a process of its own, less what it holds before the first step.
+Prints one table. All sides of a comparison take turns; figures are medians of the rounds, after
+one that does not count. A training step is two views of each of 128 random images forward, the
+contrastive loss, backward and AdamW. "Transcription" is tests/oracle.py, SPEC section 3 with
+grouped convolutions, float32. FLOP are those of its matrix products and convolutions, counted by
+PyTorch, for every side the same, so that work saved counts as speed; the peak is that of a
+4096 x 4096 product. Memory is the peak of a process of its own, less what it holds before the
+first step.
 
 glom-pytorch (`pip install glom-pytorch`) has column nets without norms, another attention and no
-head: the loop alone is compared, at equal columns, levels, width and iterations, forward and backward.
+head: the loop alone is compared, at equal columns, levels, width and iterations, forward and
+backward.
 """
 
 import argparse
