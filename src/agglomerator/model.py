@@ -10,6 +10,7 @@ Parameters bear the names of the published state dict, so that published weights
 """
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -154,10 +155,12 @@ class ConsensusAttention(nn.Module):
 
     def forward(self, levels):
         """(K, d, B, n) -> (K, d, B, n)."""
-        with torch.autocast(levels.device.type, enabled=False):
-            return torch.stack(
-                [self._agree(level.transpose(0, 1)) for level in at_least_float32(levels)]
-            )
+        kind = levels.device.type
+        known = torch.amp.is_autocast_available(kind)
+        with torch.autocast(kind, enabled=False) if known else nullcontext():
+            exact = at_least_float32(levels)
+            agreed = torch.stack([self._agree(level.transpose(0, 1)) for level in exact])
+        return agreed.to(levels.dtype)
 
     def _agree(self, value):
         """(B, d, n) -> (d, B, n). The products of a column with itself hold the norms too."""
