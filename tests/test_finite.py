@@ -91,6 +91,18 @@ def test_weights_that_are_not_finite_are_not_kept(module, tmp_path):
     assert all(value.isfinite().all() for value in last["state_dict"].values())
 
 
+def quiet(folder):
+    """What the Trainers that scale the loss have in common."""
+    return {
+        "default_root_dir": folder,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+    }
+
+
 def test_overflow_of_scaled_gradients_is_no_fault(module, tmp_path):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
     trainer = Trainer(
@@ -99,12 +111,7 @@ def test_overflow_of_scaled_gradients_is_no_fault(module, tmp_path):
         limit_train_batches=28,
         plugins=MixedPrecision("16-mixed", "cpu", scaler),
         callbacks=[StopUnlessFinite()],
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
+        **quiet(tmp_path),
     )
     before = {name: p.clone() for name, p in module.named_parameters() if p.requires_grad}
     trainer.fit(module, datamodule=module.data)
@@ -124,12 +131,7 @@ def test_scale_that_comes_to_an_end_is_a_fault(module, tmp_path):
         max_epochs=9,
         plugins=MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu")),
         callbacks=[AlwaysPoison(0, ""), StopUnlessFinite()],
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
+        **quiet(tmp_path),
     )
     with pytest.raises(UserError, match="no longer finite"):
         trainer.fit(module, datamodule=module.data)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops.layers.torch import Rearrange
 from torch import nn
 
-from agglomerator.processes import BatchNorm2d
+from agglomerator.processes import BatchNorm2d, at_least_float
 from agglomerator.settings import Settings
 
 SELF_SCORE = -5e-4
@@ -127,12 +127,7 @@ class ColumnNet(nn.Module):
 
 def standardize(x):
     """Mean 0 and variance 1 over the last dimension: LayerNorm without scale and shift."""
-    return F.layer_norm(at_least_float32(x), x.shape[-1:])
-
-
-def at_least_float32(x):
-    """bfloat16 and float16 as float32, others as they are."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return F.layer_norm(at_least_float(x), x.shape[-1:])
 
 
 class ConsensusAttention(nn.Module):
@@ -158,7 +153,7 @@ class ConsensusAttention(nn.Module):
         kind = levels.device.type
         known = torch.amp.is_autocast_available(kind)
         with torch.autocast(kind, enabled=False) if known else nullcontext():
-            exact = at_least_float32(levels)
+            exact = at_least_float(levels)
             agreed = torch.stack([self._agree(level.transpose(0, 1)) for level in exact])
         return agreed.to(levels.dtype)
 
@@ -178,8 +173,8 @@ class ConsensusAttention(nn.Module):
 class GridPool(nn.Module):
     """Means of the columns in the cells of a coarser grid: (B, n, d) -> (B, d * side * side).
 
-    A mean over all columns would say nothing: the column nets end on a norm over the columns, so
-    that what they add is the same for every image when summed over all of them.
+    A mean over all columns would say little: the last norm of the column nets is over the columns,
+    so that while it scales them alike, what they add has the same mean for every image.
     """
 
     def __init__(self, side=4):
