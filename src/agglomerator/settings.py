@@ -63,7 +63,10 @@ class Settings:
         "run", False, "Let the whole network learn in stage two, not the classifier alone."
     )
     load_checkpoint_dir: str | None = setting(
-        "run", None, "Path of the checkpoint to start from: this project's or a published one."
+        "run",
+        None,
+        "Checkpoint to start from: path of this project's or of a published one, or "
+        "pretrained:NAME, a network that comes with the project.",
     )
     resume_training: bool = setting(
         "run",
@@ -121,6 +124,14 @@ class Settings:
         "How training images are changed: randaugment (as published), crop (shifted by up to an "
         "eighth of their side), flip (shifted so and mirrored).",
         choices=("randaugment", "crop", "flip"),
+    )
+    val_share: float = setting(
+        "data",
+        0.2,
+        "Share of the training images held out for validation, where the data set has no such part "
+        "of its own.",
+        low=0.0,
+        high=0.9,
     )
     limit_train: int | float = setting(
         "data", 1.0, "Share (1.0, 0.1) or number (1, 10) of training batches an epoch.", low=0

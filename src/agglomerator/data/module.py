@@ -19,8 +19,6 @@ from agglomerator.data.augment import (
 from agglomerator.data.images import ImageFiles, as_it_is, n_workers
 from agglomerator.settings import UserError
 
-VALIDATION_SHARE = 0.2
-
 
 class Data(LightningDataModule):
     """The data set of a run.
@@ -56,7 +54,7 @@ class Data(LightningDataModule):
         if val is not None:
             self.train, self.val = _all_of(whole), _all_of(val)
         else:
-            self.train, self.val = split(whole, s.seed, self.entry.together)
+            self.train, self.val = split(whole, s.val_share, s.seed, self.entry.together)
         self.test = _all_of(test)
 
     def check_batch_size(self, world_size):
@@ -144,18 +142,19 @@ class Data(LightningDataModule):
         return self.view(images)
 
 
-def split(whole, seed, together=1):
+def split(whole, share, seed, together=1):
     """Divide a data set into training and validation images: two subsets in data-set order.
 
     Args:
         whole: N images.
+        share: of them held out for validation.
         seed: that the division depends on, beside N.
         together: so many images in a row stay on one side.
     """
     n_groups = len(whole) // together
     order = torch.randperm(n_groups, generator=torch.Generator().manual_seed(seed))
     in_val = torch.zeros(n_groups, dtype=torch.bool)
-    in_val[order[: round(VALIDATION_SHARE * n_groups)]] = True
+    in_val[order[: round(share * n_groups)]] = True
     in_val = in_val.repeat_interleave(together)
     rows = torch.arange(len(in_val))
     return Subset(whole, rows[~in_val].tolist()), Subset(whole, rows[in_val].tolist())
