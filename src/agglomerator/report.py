@@ -24,14 +24,14 @@ def say(text):
     print(text, flush=True)
 
 
-def summarise(trainer, best_path, last_path):
+def summarise(trainer, best_path, last_path, metrics_path):
     """Say how a training ended and where everything lies."""
     for name in ("train_loss", "train_acc", "val_loss", "val_acc"):
         if name in trainer.callback_metrics:
             say(f"  {name:<11} {float(trainer.callback_metrics[name]):.4f}")
     say(f"  best        {best_path}")
     say(f"  last        {last_path}")
-    say(f"  metrics     {Path(trainer.loggers[0].log_dir) / 'metrics.csv'}")
+    say(f"  metrics     {metrics_path}")
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and logger._offline:
             upload = f"wandb sync {Path(logger.experiment.dir).parent}"

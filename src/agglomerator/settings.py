@@ -161,6 +161,13 @@ class Settings:
     accumulate: int = setting(
         "training", 1, "Batches whose gradients are added up before one step.", low=1
     )
+    checkpoint_every: float = setting(
+        "training",
+        10.0,
+        "Minutes between two writes of last.ckpt within an epoch, from which --resume_training "
+        "goes on; it is also written after every epoch.",
+        low=0,
+    )
     validate_every: int = setting("training", 1, "Epochs between two validations.", low=1)
 
     # Islands and logs

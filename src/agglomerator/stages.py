@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch.optim.lr_scheduler import OneCycleLR
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from agglomerator.data.module import chance
@@ -52,6 +53,7 @@ class Stage(LightningModule):
         shape = settings.n_classes, settings.contr_dim
         self.register_buffer("class_sums", torch.zeros(shape), persistent=False)
         n_classes = settings.n_classes
+        self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_accuracy = MulticlassAccuracy(n_classes, average="micro", validate_args=False)
         self.val_accuracy = MulticlassAccuracy(n_classes, average="micro", validate_args=False)
         self.top5 = MulticlassAccuracy(
@@ -85,7 +87,8 @@ class Stage(LightningModule):
             loss = F.cross_entropy(logits, labels)
             self.train_accuracy(logits, labels)
             self.log("train_acc", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
-        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True)
+        self.train_loss(loss.detach())
+        self.log("train_loss", self.train_loss, on_step=True, on_epoch=True, prog_bar=True)
         return loss
 
     def _chance(self, batch_idx):
@@ -108,7 +111,31 @@ class Stage(LightningModule):
         return self.model.classification_head_from_contr(embedding)
 
     def on_train_epoch_start(self):
+        for metric in (self.train_loss, self.train_accuracy):
+            metric.reset()
         self.class_sums.zero_()
+
+    def _sums(self):
+        """What adds up over an epoch, as pairs of an object and the name of its attribute."""
+        yield self, "class_sums"
+        for metric in (self.train_loss, self.train_accuracy):
+            for name in metric.metric_state:
+                yield metric, name
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["epochs_done"] = self.trainer.fit_loop.epoch_progress.current.processed
+        checkpoint["epoch_so_far"] = [gather(getattr(*sum)[None]).cpu() for sum in self._sums()]
+
+    def on_load_checkpoint(self, checkpoint):
+        """Takes the sums of the epoch in which the run was stopped; a new epoch sets them to 0."""
+        for (holder, name), of_processes in zip(
+            self._sums(), checkpoint.get("epoch_so_far", ()), strict=False
+        ):
+            if len(of_processes) == self.trainer.world_size:
+                mine = of_processes[self.global_rank]
+            else:
+                mine = of_processes.sum(0) * (self.global_rank == 0)
+            setattr(holder, name, mine.to(getattr(holder, name)))
 
     def on_train_epoch_end(self):
         loss = self.trainer.callback_metrics["train_loss"]
