@@ -27,11 +27,12 @@ SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasat
 
 class Stopped(SystemExit):
     """A signal has ended the run. The exit status is 128 and the signal's number: 130 for SIGINT,
-    143 for SIGTERM."""
+    143 for SIGTERM. `go_on` is for who knows how it can be gone on with to say so."""
 
     def __init__(self, signum):
         super().__init__(128 + signum)
         self.signal = signal.Signals(signum).name
+        self.go_on = ""
 
 
 class StopSignals:

@@ -43,33 +43,47 @@ def run(settings, given):
         UserError: it cannot be done; nothing of an earlier run is lost.
     """
     quiet_libraries()
-    if settings.mode == "all":
-        run_all(settings, given)
-    else:
-        {"train": train, "test": test, "freeze": freeze}[settings.mode](settings, given)
+    modes = {"train": train, "test": test, "freeze": freeze, "all": run_all}
+    try:
+        with StopSignals():
+            modes[settings.mode](settings, given)
+    except Stopped as stopped:
+        say(f"\nStopped by {stopped.signal}. {stopped.go_on}")
+        # Lightning kills a main process whose children end with another status than 0.
+        raise SystemExit(stopped.code if rank_zero_only.rank == 0 else 0) from None
 
 
 def run_all(settings, given):
     """Stage one, stage two from its best checkpoint, test, with a picture of the islands; with
     --resume_training from where this was stopped."""
-    say("Stage one: contrastive pre-training")
-    best = train_in_turn(settings.replace(supervise=False, finetune=False), given)
-    say("Stage two: the classifier")
-    stage_two = settings.replace(supervise=True, load_checkpoint_dir=str(best))
-    best = train_in_turn(stage_two, given)
+    try:
+        say("Stage one: contrastive pre-training")
+        stage_one = settings.replace(supervise=False, finetune=False)
+        best = done_before(stage_one) or train(stage_one, given, advise=False)
+        say("Stage two: the classifier")
+        stage_two = settings.replace(supervise=True)
+        first, last = checkpoint_paths(stage_one)[1], checkpoint_paths(stage_two)[1]
+        resume = settings.resume_training and last.is_file()
+        resume = resume and last.stat().st_mtime > first.stat().st_mtime  # or it is of another run
+        start = last if resume else best
+        stage_two = stage_two.replace(resume_training=resume, load_checkpoint_dir=str(start))
+        best = done_before(stage_two) or train(stage_two, given, advise=False)
+    except Stopped as stopped:
+        stopped.go_on = how_to_go_on(settings)
+        raise
     say("Test")
     test(settings.replace(plot_islands=True, load_checkpoint_dir=str(best)), given)
 
 
-def train_in_turn(settings, given):
-    """Train one stage, unless an earlier part of the run has; returns its best checkpoint."""
+def done_before(settings):
+    """The best checkpoint of a stage that the run which is gone on with has completed, or None."""
     best, last = checkpoint_paths(settings)
     if not (settings.resume_training and last.is_file()):
-        return train(settings.replace(resume_training=False), given, advise=False)
-    if checkpoints.read(last).epochs >= of_stage(settings).max_epochs:
-        say(f"It is done: {last}")
-        return best if best.is_file() else last
-    return train(settings.replace(load_checkpoint_dir=str(last)), given, advise=False)
+        return None
+    if checkpoints.read(last).epochs < of_stage(settings).max_epochs:
+        return None
+    say(f"It is done: {last}")
+    return best if best.is_file() else last
 
 
 def train(settings, given, advise=True):
@@ -127,11 +141,10 @@ def train(settings, given, advise=True):
         with recorded(settings, folder / f"{prefix}run.json", going_on), signals:
             trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     except Stopped as stopped:
-        say(f"\nStopped by {stopped.signal}. {how_to_go_on(settings, last_path)}")
-        # Lightning kills a main process whose children end with another status than 0.
-        raise SystemExit(stopped.code if trainer.is_global_zero else 0) from None
+        stopped.go_on = how_to_go_on(settings)
+        raise
     except (UserError, OSError):
-        say(f"\nStopped. {how_to_go_on(settings, last_path)}")
+        say(f"\nStopped. {how_to_go_on(settings)}")
         raise
     if not best_path.is_file():
         best_path = last_path
@@ -142,7 +155,6 @@ def train(settings, given, advise=True):
         if isinstance(logger, WandbLogger):
             rank_zero_only(logger.experiment.finish)()  # the next stage is a run of its own
     if settings.mode == "all" and last.stop:
-        say(f"Stopped after the {stage} stage. {how_to_go_on(settings, last_path)}")
         raise Stopped(last.stop)
     if advise:
         following = {"supervise": True} if stage == "contrastive" else {"mode": "test"}
@@ -157,14 +169,13 @@ def checkpoint_paths(settings):
     return folder / f"{prefix}best.ckpt", folder / f"{prefix}last.ckpt"
 
 
-def how_to_go_on(settings, last):
-    """The sentence that ends a run which was stopped."""
-    if not last.is_file():
-        return "It had not come to its first checkpoint; nothing is kept."
+def how_to_go_on(settings):
+    """The sentence that ends a training which was stopped."""
+    mode = {}
     if settings.mode == "all":
         settings, mode = settings.replace(supervise=False, finetune=False), {"mode": "all"}
-    else:
-        mode = {}
+    if not checkpoint_paths(settings)[1].is_file():
+        return "It had not come to its first checkpoint; nothing is kept."
     return f"Go on by: {command(settings, resume_training=True, **mode)}"
 
 
