@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import os
 import signal
 import tempfile
+import threading
 from itertools import islice
 from pathlib import Path
 
@@ -143,10 +145,20 @@ class TrainLoader(DataLoader):
 
 
 def _leave_signals(worker):
-    """Signals that end a run are the main process's to answer, which ends the others."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+    """Let signals that end a run be the main process's alone to answer, also those that a cluster
+    or a terminal sends to all processes of a run: it still needs batches."""
+    for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # Linux
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_for_parent, daemon=True).start()
+
+
+def _end_for_parent():
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 @contextlib.contextmanager
