@@ -146,6 +146,16 @@ def train(settings, given, advise=True):
     except (UserError, OSError):
         say(f"\nStopped. {how_to_go_on(settings)}")
         raise
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and (
+            "allocate memory" not in str(error)
+        ):
+            raise
+        say(f"\nStopped. {how_to_go_on(settings)}")
+        raise UserError(
+            f"--batch_size={settings.batch_size}: out of memory; use a smaller one, and "
+            "--accumulate for as many images to a step."
+        ) from None
     if not best_path.is_file():
         best_path = last_path
     minutes = (time.monotonic() - began) / 60
@@ -203,6 +213,10 @@ def check_resumed(settings, start):
         kept = start.settings.get(name)
         if kept is not None and kept != getattr(settings, name):
             say(f"--{name}: the resumed run keeps {kept}.")
+    for name in ("seed", "batch_size", "accumulate", "limit_train"):
+        before = start.settings.get(name)
+        if before is not None and before != getattr(settings, name):
+            say(f"--{name}: was {before}; the run goes on otherwise than it would have.")
 
 
 @rank_zero_only
