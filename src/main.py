@@ -5,7 +5,7 @@ import sys
 from absl import app, logging
 
 from agglomerator import flags
-from agglomerator.settings import UserError
+from agglomerator.settings import SharedError, UserError, is_out_of_memory
 
 
 def parse(argv):
@@ -20,21 +20,40 @@ def main(parsed):
     logging.set_verbosity(logging.WARNING)  # absl would print what other packages note
     try:
         # PyTorch takes seconds to import: --help and wrong flags do not wait for it.
+        from agglomerator import processes
         from agglomerator.run import run
 
         run(*parsed)
+    except SharedError as error:
+        if processes.rank() == 0:
+            say(error)
+        processes.part()  # none ends, which makes launchers end the others, before it is said
+        raise SystemExit(2) from None
     except UserError as error:
         fail(error)
     except OSError as error:
         if error.filename is None:
             raise
         fail(f"{error.filename}: {error.strerror}; name another place, or make room or access.")
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            fail("out of memory: use a smaller --batch_size, with --accumulate, or network.")
+        if not processes.is_fault_of_others(error):
+            raise
+        fail(
+            "another process of this training has ended or does not answer: what it said is the "
+            "reason. Go on by --resume_training."
+        )
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 
+def say(error):
+    print(f"error: {error}", file=sys.stderr, flush=True)
+
+
 def fail(error):
-    print(f"error: {error}", file=sys.stderr)
+    say(error)
     raise SystemExit(2)
 
 

@@ -13,7 +13,7 @@ def tokens(weights, flags, images, train=False, statistics=None):
     stride = math.ceil(flags["image_size"] / g)
     conv_stride, pool_stride = {4: (2, 2), 2: (2, 1), 1: (1, 1)}[stride]
     x = images
-    for i in (0, 3, 6):
+    for i in range(0, 3 * flags.get("tokenizer_depth", 3), 3):
         name = f"image_to_tokens.0.block.{i}.weight"
         x = F.conv2d(x, weights[name], stride=conv_stride if i == 0 else 1, padding=1)
         norm = f"image_to_tokens.0.block.{i + 1}."
@@ -96,10 +96,20 @@ def embedding(weights, all_states, flags):
         name = f"contrastive_head.{i}."
         return F.linear(x, weights[name + "weight"], weights[name + "bias"])
 
-    x = norm(all_states[flags["denoise_iter"]][:, :, -1], 0).flatten(1)
+    x = norm(all_states[flags["denoise_iter"]][:, :, -1], 0)
+    x = x.flatten(1) if flags.get("head", "flatten") == "flatten" else grid_means(x)
     x = norm(F.gelu(norm(linear(norm(x, 3), 5), 6)), 8)
     x = linear(x, 10)
     return x / x.norm(dim=1, keepdim=True)
+
+
+def grid_means(columns, side=4):
+    """(B, n, d) -> (B, d * side * side), channel first; cells overlap where they must."""
+    s = math.isqrt(columns.shape[1])
+    columns = columns.unflatten(1, (s, s))
+    ranges = [slice(i * s // side, -(-(i + 1) * s // side)) for i in range(side)]
+    means = [columns[:, rows, cols].mean((1, 2)) for rows in ranges for cols in ranges]
+    return torch.stack(means, 2).flatten(1)
 
 
 def logits(weights, embedded):

@@ -56,6 +56,18 @@ def test_shapes_tell_the_flags_of_a_published_checkpoint(path, tmp_path):
         assert getattr(model.settings, name) == case["flags"][name], name
 
 
+def test_published_checkpoint_brings_its_own_tokenizer_and_head(case, published):
+    model = load_checkpoint(published, **case["flags"], head="grid", tokenizer_depth=5)
+    assert (model.settings.head, model.settings.tokenizer_depth) == ("flatten", 3)
+
+
+def test_shapes_tell_the_flags_of_the_head_and_the_tokenizer(tmp_path):
+    flags = {"head": "grid", "tokenizer_width": 5, "tokenizer_depth": 4}
+    weights = Agglomerator(**SMALL, **flags).state_dict()
+    found = read(save_published(tmp_path / "p.ckpt", weights)).settings
+    assert {name: found[name] for name in flags} == flags
+
+
 def test_own_checkpoint_round_trip(stage_one_checkpoint):
     model = load_checkpoint(stage_one_checkpoint)
     assert model.settings.patch_dim == 16

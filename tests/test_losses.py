@@ -52,7 +52,7 @@ def test_loss_falls_as_classes_part():
     assert supervised_contrastive_loss(apart, labels) < supervised_contrastive_loss(mixed, labels)
 
 
-LABELS = [0, 1, 2, 0, 1, 1, 2, 0, 1, 2, 2, 0]
+LABELS = [0, 1, 2, 0, 1, 1, 2, 0, 1, 5, 2, 0]  # 5 is alone
 
 
 def _one_of_two(rank, folder):

@@ -29,6 +29,9 @@ CONFIGURATIONS = {
                             patch_dim=8, local_consensus_radius=1),
     "full grid": dict(image_size=8, conv_image_size=8, levels=3),
     "full grid, patches": dict(image_size=8, conv_image_size=8, patch_size=4, patch_dim=32),
+    "wide and deep tokenizer": dict(tokenizer_width=5, tokenizer_depth=4),
+    "grid head": dict(head="grid", image_size=24, conv_image_size=6),
+    "grid head on fewer columns": dict(head="grid", patch_size=2, patch_dim=8),
     "rounded up": dict(image_size=13, conv_image_size=4),
     "rounded up, half": dict(image_size=11, conv_image_size=6, patch_size=3, patch_dim=36),
 }  # fmt: skip
@@ -94,8 +97,8 @@ def test_every_configuration_computes_the_equations(flags):
 
     found = model(images)
     torch.testing.assert_close(found, embedded)
-    found_loss = supervised_contrastive_loss(found, labels, 0.2)  # computed in float32
-    torch.testing.assert_close(found_loss, loss.float())
+    found_loss = supervised_contrastive_loss(found, labels, 0.2)
+    torch.testing.assert_close(found_loss, loss)
     logits = model.classification_head_from_contr(found)
     (found_loss + logits.square().sum()).backward()
     found = model.state_dict()
@@ -210,6 +213,15 @@ def test_published_cifar10_model_has_its_number_of_parameters():
         model = Agglomerator()
     assert model.settings == Settings()
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 72.14
+
+
+def test_weights_of_the_grid_head_do_not_grow_with_the_columns():
+    def size(**flags):
+        with torch.device("meta"):
+            head = Agglomerator(patch_dim=8, head="grid", **flags).contrastive_head
+        return sum(p.numel() for p in head.parameters())
+
+    assert size() == size(conv_image_size=32)
 
 
 def test_settings_that_make_no_network_are_refused():

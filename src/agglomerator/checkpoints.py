@@ -6,13 +6,13 @@ internals of its scheduler, which are passed over.
 """
 
 import dataclasses
-import pickle
 import zipfile
 from pathlib import Path
 
 import torch
 from torch import serialization
 
+from agglomerator.data.folder import memory
 from agglomerator.model import Agglomerator
 from agglomerator.settings import FIELDS, INPUT_SETTINGS, MODEL_SETTINGS, UserError
 
@@ -21,6 +21,10 @@ PREFIX = "model."
 # Names that published checkpoints pickle beside their tensors. None of them is needed: an inert
 # object takes the place of each, and any other name is a reason to refuse the file.
 PASSED_OVER = ("builtins.getattr", "torch.optim.", "pytorch_lightning.", "pl_bolts.")
+
+
+# A published checkpoint always brings its own, whatever a config for the same data says.
+PUBLISHED_PARTS = ("head", "tokenizer_width", "tokenizer_depth")
 
 
 class _Inert:
@@ -68,19 +72,22 @@ def read(path):
         raise UserError(f"{where}: is a folder; {way_out}")
     if not path.is_file():
         raise UserError(f"{where}: there is no such file.")
-    content = _load(path, where)
+    content, n_bytes = _load(path, where), path.stat().st_size
     weights = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
+        isinstance(name, str) and _is_plain(value) for name, value in weights.items()
     ):
         raise UserError(f"{where}: holds no state dict of tensors; it is no checkpoint of a model.")
+    # Strides of zero claim a tensor far larger than what the file holds of it.
+    if sum(value.numel() * value.element_size() for value in weights.values()) > n_bytes:
+        raise UserError(f"{where}: claims tensors larger than the file; copy or write it anew.")
     weights = {name.removeprefix(PREFIX): value for name, value in weights.items()}
     stored = content.get("hyper_parameters")
     stored = stored if isinstance(stored, dict) else {}
     settings = {name: value for name, value in stored.items() if name in FIELDS}
     try:
         shown = shapes_show(weights)
-    except (KeyError, ValueError, AttributeError, IndexError, ZeroDivisionError):
+    except (KeyError, ValueError, AttributeError, IndexError, ArithmeticError, RuntimeError):
         raise UserError(f"{where}: holds a network, but not an Agglomerator.") from None
     epoch, step = content.get("epoch"), content.get("global_step")
     epochs = content.get("epochs_done", epoch + 1 if isinstance(epoch, int) else 0)
@@ -94,12 +101,23 @@ def read(path):
     )
 
 
+def _is_plain(value):
+    """Whether it is a tensor of real numbers, one beside the other."""
+    return (
+        isinstance(value, torch.Tensor)
+        and not (value.is_nested or value.is_quantized or value.is_complex() or value.is_meta)
+        and value.layout is torch.strided
+    )
+
+
 def _load(path, where):
     if not zipfile.is_zipfile(path):
         raise UserError(f"{where}: is cut short or no checkpoint at all; copy or write it anew.")
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
+            # PyTorch packs nothing; what is packed can unpack to more than the memory.
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+            if packed or archive.testzip() is not None:
                 raise zipfile.BadZipFile
         foreign = serialization.get_unsafe_globals_in_checkpoint(path)
         refused = [name for name in foreign if not name.startswith(PASSED_OVER)]
@@ -111,8 +129,9 @@ def _load(path, where):
         inert = [(_Inert, name) for name in foreign]
         with serialization.safe_globals(inert):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError,
-            AttributeError, IndexError, OSError, AssertionError, zipfile.BadZipFile):  # fmt: skip
+    except UserError:
+        raise
+    except Exception:  # damaged archives and pickles raise anything
         raise UserError(f"{where}: is damaged or no checkpoint; copy or write it anew.") from None
 
 
@@ -122,17 +141,27 @@ def shapes_show(weights):
     Those that leave no trace in shapes (iters, denoise_iter, dropout, consensus_self) are left
     out; image_size is taken for four times the grid, the published tokenizer's stride.
     """
-    conv = [weights[f"image_to_tokens.0.block.{i}.weight"].shape for i in (0, 6)]
+    convs = [
+        value.shape
+        for name, value in weights.items()
+        if name.startswith("image_to_tokens.0.block.") and value.dim() == 4
+    ]
     levels, patch_dim = weights["init_levels"].shape
-    patch_size = round((patch_dim / conv[1][0]) ** 0.5)
+    patch_size = round((patch_dim / convs[-1][0]) ** 0.5)
     n_columns = weights["bottom_up.net.1.weight"].shape[0]
     grid = round(n_columns**0.5) * patch_size
     mask = weights.get("attention.non_local_mask")
+    hidden, width = weights["contrastive_head.5.weight"].shape
+    flat = hidden == width == n_columns * patch_dim
+    channels = convs[0][0]
     settings = {
         "patch_size": patch_size,
         "patch_dim": patch_dim,
         "levels": levels,
-        "n_channels": conv[0][1],
+        "n_channels": convs[0][1],
+        "tokenizer_width": None if channels == convs[-1][0] // 2 else channels,
+        "tokenizer_depth": len(convs),
+        "head": "flatten" if flat else "grid",
         "conv_image_size": grid,
         "image_size": 4 * grid,
         "contr_dim": weights["contrastive_head.10.weight"].shape[0],
@@ -147,6 +176,22 @@ def _radius(mask, grid_size):
     return int((~mask[0, :grid_size]).sum()) - 1
 
 
+def check_size(settings):
+    """Raises UserError if the weights of the network would not fit into the memory."""
+    try:
+        with torch.device("meta"):  # takes no memory, whatever the settings ask for
+            model = Agglomerator(**dataclasses.asdict(settings))
+        n_bytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    except RuntimeError:  # beyond the range of integers
+        n_bytes = float("inf")
+    if n_bytes > memory():
+        s = settings
+        raise UserError(
+            f"--patch_dim={s.patch_dim} --contr_dim={s.contr_dim} --levels={s.levels}: a network "
+            f"of {n_bytes / 2**30:.0f} GB on {s.n_columns} columns, more than the memory; use less."
+        )
+
+
 def build(checkpoint, **flags):
     """The network of a checkpoint with its weights, in evaluation mode.
 
@@ -159,6 +204,8 @@ def build(checkpoint, **flags):
     """
     where = f"--load_checkpoint_dir={checkpoint.path}"
     settings = checkpoint.settings | flags
+    if checkpoint.stage is None:
+        settings |= {name: checkpoint.settings[name] for name in PUBLISHED_PARTS}
     if "conv_image_size" in flags and "image_size" not in flags | checkpoint.settings:
         settings["image_size"] = 4 * flags["conv_image_size"]
     shown = shapes_show(checkpoint.weights)
@@ -168,8 +215,11 @@ def build(checkpoint, **flags):
         fit = " ".join(f"--{name}={value}" for name, value in wrong.items())
         have = ", ".join(f"{name}={settings[name]}" for name in wrong)
         raise UserError(f"{where}: its weights do not fit {have}; use {fit}")
-    model = Agglomerator(**settings)
-    expected = model.state_dict()
+    try:
+        with torch.device("meta"):  # takes no memory, whatever the settings ask for
+            expected = Agglomerator(**settings).state_dict()
+    except (UserError, RuntimeError) as error:
+        raise UserError(f"{where}: {error}") from None
     problems = [f"{name} is missing" for name in expected.keys() - checkpoint.weights.keys()] + [
         f"{name} is unknown" for name in checkpoint.weights.keys() - expected.keys()
     ]
@@ -180,6 +230,7 @@ def build(checkpoint, **flags):
     ]
     if problems:
         raise UserError(f"{where}: its weights do not fit the network: {sorted(problems)[0]}.")
+    model = Agglomerator(**settings)
     model.load_state_dict(checkpoint.weights)
     return model.eval()
 
@@ -212,8 +263,12 @@ def complete(settings, given, checkpoint):
     taken = {
         name: value
         for name, value in checkpoint.settings.items()
-        if name in wanted and name not in given
+        if name in wanted
+        and (name not in given or (checkpoint.stage is None and name in PUBLISHED_PARTS))
     }
     if checkpoint.stage is None and "conv_image_size" in given:
         taken.pop("image_size", None)
-    return settings.replace(**taken)
+    try:
+        return settings.replace(**taken)
+    except UserError as error:
+        raise UserError(f"--load_checkpoint_dir={checkpoint.path}: {error}") from None

@@ -36,15 +36,12 @@ class _ShareOrNumber(flags.ArgumentParser):
     def parse(self, argument):
         if isinstance(argument, int | float):
             return argument
-        try:
-            value = float(argument)
-        except ValueError:
-            raise ValueError("must be a share, as 0.5, or a number of batches, as 10.") from None
-        if "." not in argument or value > 1:
-            if value != int(value):
-                raise ValueError("must be a share from 0.0 to 1.0 or a whole number of batches.")
-            return int(value)
-        return value
+        value = float(argument)
+        if "." in argument and value <= 1:
+            return value
+        if not value.is_integer():
+            raise ValueError(f"{argument} is neither")
+        return int(value)
 
     def flag_type(self):
         return "share or number"
@@ -54,12 +51,7 @@ class _OptionalInteger(flags.IntegerParser):
     """An integer, or the word None."""
 
     def parse(self, argument):
-        if argument in ("None", "none", "", None):
-            return None
-        try:
-            return super().parse(argument)
-        except ValueError:
-            raise ValueError("must be a whole number or None.") from None
+        return None if argument in ("None", "none", "", None) else super().parse(argument)
 
 
 def define():
@@ -95,7 +87,15 @@ def parse(argv):
         raise SystemExit(0)
     try:
         rest = FLAGS(argv)
-    except flags.Error as error:
+    except flags.IllegalFlagValueError as error:
+        flag = str(error).split(": ")[0].removeprefix("flag ")
+        wanted = " or ".join(_in_words(flag.lstrip("-").split("=")[0]))
+        raise UserError(f"{flag}: must be {wanted}.") from None
+    except UnicodeDecodeError:
+        raise UserError("--flagfile: is no text; name a file of flags, one a line.") from None
+    except RecursionError:
+        raise UserError("--flagfile: names files that name files without end.") from None
+    except (flags.Error, ValueError) as error:
         raise UserError(" ".join(str(error).removeprefix("ERROR:: ").split())) from None
     if len(rest) > 1:
         raise UserError(f"{rest[1]}: not a flag; flags are written --name=value (see --help).")
@@ -103,14 +103,21 @@ def parse(argv):
     return Settings(**{name: FLAGS[name].value for name in FIELDS}), given
 
 
-def write(settings, path):
-    """Write all settings as a flagfile."""
-    lines = (
-        f"--{name}={value}"
+def _in_words(name):
+    """What a setting may be."""
+    if value_types(name) == (int, float):
+        return "a share from 0.0 to 1.0, as 0.5,", "a whole number of batches, as 10"
+    words = {bool: "true or false", int: "a whole number", float: "a number", NoneType: "None"}
+    return [words.get(kind, "text") for kind in value_types(name)]
+
+
+def write(settings, file):
+    """Write all settings as a flagfile to an open file."""
+    file.writelines(
+        f"--{name}={value}\n"
         for name, value in dataclasses.asdict(settings).items()
         if value is not None
     )
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def help_text():

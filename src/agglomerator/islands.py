@@ -39,12 +39,16 @@ class Projection:
 
     @classmethod
     def load(cls, path, levels, width):
-        """The projection kept in a file, or None if there is none for these levels and width."""
-        if not path.is_file():
+        """The projection kept in a file, or None if there is none, whole, for these levels and
+        width."""
+        shapes = {"mean": (levels, 1, width), "axes": (levels, width, 3), "spread": (levels, 1, 3)}
+        try:
+            with np.load(path) as kept:
+                arrays = {name: kept[name] for name in shapes}
+        except Exception:  # no file, or a damaged one, which raises anything
             return None
-        with np.load(path) as kept:
-            found = cls(kept["mean"], kept["axes"], kept["spread"])
-        return found if found.axes.shape[:2] == (levels, width) else None
+        fits = all(arrays[name].shape == shape for name, shape in shapes.items())
+        return cls(**arrays) if fits and all(a.dtype.kind == "f" for a in arrays.values()) else None
 
     def save(self, path):
         np.savez(path, mean=self.mean, axes=self.axes, spread=self.spread)

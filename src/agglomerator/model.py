@@ -10,12 +10,14 @@ Parameters bear the names of the published state dict, so that published weights
 """
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from einops.layers.torch import Rearrange
 from torch import nn
 
+from agglomerator.processes import BatchNorm2d, at_least_float
 from agglomerator.settings import Settings
 
 SELF_SCORE = -5e-4
@@ -29,33 +31,28 @@ class Tokenizer(nn.Module):
 
     Args:
         n_channels: channels of the images.
-        channels: E, channels of the output; even.
+        channels: E, channels of the output.
         stride: 4 as published (the first convolution and the pooling halve the grid), 2 (only the
             convolution does) or 1.
+        width: channels of all convolutions but the last; None for E / 2, as published.
+        depth: number of convolutions, 3 as published.
     """
 
-    def __init__(self, n_channels, channels, stride=4):
+    def __init__(self, n_channels, channels, stride=4, width=None, depth=3):
         super().__init__()
-        half = channels // 2
         conv_stride, pool_stride = {4: (2, 2), 2: (2, 1), 1: (1, 1)}[stride]
-        self.block = nn.Sequential(
-            nn.Conv2d(n_channels, half, 3, stride=conv_stride, padding=1, bias=False),
-            nn.BatchNorm2d(half),
-            nn.ReLU(),
-            nn.Conv2d(half, half, 3, padding=1, bias=False),
-            nn.BatchNorm2d(half),
-            nn.ReLU(),
-            nn.Conv2d(half, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-            nn.MaxPool2d(3, stride=pool_stride, padding=1),
-        )
-        for module in self.block:
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight)
+        widths = [n_channels, *[width or channels // 2] * (depth - 1), channels]
+        layers = []
+        for i in range(depth):
+            step = conv_stride if i == 0 else 1
+            conv = nn.Conv2d(widths[i], widths[i + 1], 3, stride=step, padding=1, bias=False)
+            nn.init.kaiming_normal_(conv.weight)
+            layers += [conv, BatchNorm2d(widths[i + 1]), nn.ReLU()]
+        self.block = nn.Sequential(*layers, nn.MaxPool2d(3, stride=pool_stride, padding=1))
 
     def forward(self, images):
-        return self.block(images)
+        # Channels last: no conversion of layouts around each convolution.
+        return self.block(images.contiguous(memory_format=torch.channels_last))
 
 
 class LevelLinear(nn.Module):
@@ -74,13 +71,18 @@ class LevelLinear(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, x, levels):
-        """x (k, d_in, m), levels: slice of the k levels that it holds -> (k, d_out, m)."""
+    def of(self, levels):
+        """Weight (k, d_out, d_in) and bias (k, d_out, 1) of a slice of k levels."""
         weight = self.weight.view(self.levels, -1, self.weight.shape[1])
         bias = self.bias.view(self.levels, -1, 1)
         if self.reverse:
             weight, bias = weight.flip(0), bias.flip(0)
-        return torch.baddbmm(bias[levels], weight[levels], x)
+        return weight[levels], bias[levels]
+
+    def forward(self, x, levels):
+        """x (k, d_in, m), levels: slice of the k levels that it holds -> (k, d_out, m)."""
+        weight, bias = self.of(levels)
+        return torch.baddbmm(bias, weight, x)
 
 
 class Sine(nn.Module):
@@ -112,9 +114,20 @@ class ColumnNet(nn.Module):
         """x (k, d, B, n), levels: slice of the k levels that it serves -> (k, d, B, n)."""
         _, norm, expand, activation, norm_hidden, contract = self.net
         b, n = x.shape[2:]
-        hidden = activation(expand(norm(x).flatten(2), levels))  # (k, 4d, B * n)
-        hidden = norm_hidden(hidden.unflatten(2, (b, n)))  # (k, 4d, B, n)
-        return contract(hidden.flatten(2), levels).unflatten(2, (b, n))
+        hidden = activation(expand(norm(x).flatten(2), levels)).unflatten(
+            2, (b, n)
+        )  # (k, 4d, B, n)
+        # Scale and shift of a column commute with the linear map over channels: done after it,
+        # they touch a quarter of the numbers.
+        weight, bias = contract.of(levels)
+        out = (weight @ standardize(hidden).to(hidden.dtype).flatten(2)).unflatten(2, (b, n))
+        shift = weight.sum(2)[..., None, None] * norm_hidden.bias + bias[..., None]
+        return torch.addcmul(shift, out, norm_hidden.weight)
+
+
+def standardize(x):
+    """Mean 0 and variance 1 over the last dimension: LayerNorm without scale and shift."""
+    return F.layer_norm(at_least_float(x), x.shape[-1:])
 
 
 class ConsensusAttention(nn.Module):
@@ -137,34 +150,65 @@ class ConsensusAttention(nn.Module):
 
     def forward(self, levels):
         """(K, d, B, n) -> (K, d, B, n)."""
-        k, d, b, n = levels.shape
-        value = levels.permute(0, 2, 3, 1).reshape(k * b, n, d)
-        key = F.normalize(value, dim=-1)
-        scores = value @ key.mT / math.sqrt(d)  # (K * B, n, n)
+        kind = levels.device.type
+        known = torch.amp.is_autocast_available(kind)
+        with torch.autocast(kind, enabled=False) if known else nullcontext():
+            exact = at_least_float(levels)
+            agreed = torch.stack([self._agree(level.transpose(0, 1)) for level in exact])
+        return agreed.to(levels.dtype)
+
+    def _agree(self, value):
+        """(B, d, n) -> (d, B, n). The products of a column with itself hold the norms too."""
+        d, n = value.shape[1:]
+        products = value.mT @ value  # (B, n, n)
+        scores = products * (products.diagonal(dim1=1, dim2=2) * d).rsqrt()[:, None]
         if not self.consensus_self:
             itself = torch.eye(n, dtype=torch.bool, device=scores.device)
             scores = scores.masked_fill(itself, SELF_SCORE)
         if self.non_local_mask is not None:
             scores = scores.masked_fill(self.non_local_mask, -math.inf)
-        agreed = scores.softmax(-1).to(value.dtype) @ value
-        return agreed.view(k, b, n, d).permute(0, 3, 1, 2)
+        return (value @ scores.softmax(-1).mT).transpose(0, 1)
 
 
-def contrastive_head(n_columns, d, contr_dim, dropout):
-    """Top level (B, n, d) -> embedding (B, contr_dim), not yet of unit length."""
-    width = n_columns * d
+class GridPool(nn.Module):
+    """Means of the columns in the cells of a coarser grid: (B, n, d) -> (B, d * side * side).
+
+    A mean over all columns would say little: the last norm of the column nets is over the columns,
+    so that while it scales them alike, what they add has the same mean for every image.
+    """
+
+    def __init__(self, side=4):
+        super().__init__()
+        self.side = side
+
+    def forward(self, columns):
+        grid = columns.mT.unflatten(2, (math.isqrt(columns.shape[1]), -1))  # (B, d, S, S)
+        return F.adaptive_avg_pool2d(grid, self.side).flatten(1)
+
+
+def contrastive_head(kind, n_columns, d, contr_dim, dropout):
+    """Top level (B, n, d) -> embedding (B, contr_dim), not yet of unit length.
+
+    Of the kind "flatten", as published, it has (n * d)^2 weights; of the kind "grid"
+    16 d contr_dim, however many columns there are.
+    """
+    if kind == "flatten":
+        pool, width, hidden = nn.Flatten(), n_columns * d, n_columns * d
+    else:
+        pool = GridPool()
+        width, hidden = pool.side**2 * d, contr_dim
     return nn.Sequential(
         nn.LayerNorm(d),
         nn.Dropout(dropout),
-        nn.Flatten(),
+        pool,
         nn.LayerNorm(width),
         nn.Dropout(dropout),
-        nn.Linear(width, width),
-        nn.LayerNorm(width),
+        nn.Linear(width, hidden),
+        nn.LayerNorm(hidden),
         nn.GELU(),
-        nn.LayerNorm(width),
+        nn.LayerNorm(hidden),
         nn.Dropout(dropout),
-        nn.Linear(width, contr_dim),
+        nn.Linear(hidden, contr_dim),
     )
 
 
@@ -190,7 +234,13 @@ class Agglomerator(nn.Module):
         self.settings = s = Settings(**flags)
         d, n = s.patch_dim, s.n_columns
         self.image_to_tokens = nn.Sequential(
-            Tokenizer(s.n_channels, s.token_channels, s.tokenizer_stride),
+            Tokenizer(
+                s.n_channels,
+                s.token_channels,
+                s.tokenizer_stride,
+                s.tokenizer_width,
+                s.tokenizer_depth,
+            ),
             Rearrange("b e (i p) (j q) -> (e p q) b (i j)", p=s.patch_size, q=s.patch_size),
         )
         self.init_levels = nn.Parameter(torch.randn(s.levels, d))
@@ -202,7 +252,7 @@ class Agglomerator(nn.Module):
         self.wBU = nn.Parameter(torch.tensor(0.25))
         self.wTD = nn.Parameter(torch.tensor(0.25))
         self.wA = nn.Parameter(torch.tensor(0.25))
-        self.contrastive_head = contrastive_head(n, d, s.contr_dim, s.dropout)
+        self.contrastive_head = contrastive_head(s.head, n, d, s.contr_dim, s.dropout)
         self.classification_head_from_contr = nn.Sequential(
             nn.Linear(s.contr_dim, s.contr_dim), nn.GELU(), nn.Linear(s.contr_dim, s.n_classes)
         )

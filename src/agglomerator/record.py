@@ -41,22 +41,22 @@ def hold(folder, what):
     if fcntl is None or path in _HELD:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+", encoding="utf-8")
+    file = path.open("a+b", buffering=0)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.seek(0)
-        holder = file.read().strip() or "another process"
+        holder = file.read().decode(errors="replace").strip() or "another process"
         raise UserError(
             f"--exp_name={Path(folder).name}: {holder} is at work in {folder}; wait for its end, "
             "or take another name by --exp_name."
         ) from None
     except OSError:  # a file system without locks
         return
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
     _HELD[path] = file
+    with suppress(OSError):  # a full disk
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
 
 
 @contextmanager

@@ -113,6 +113,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer, module):
         self._put_in_place(trainer)
+        trainer.strategy.barrier()  # the next stage looks at the file in every process
 
     def _due(self, trainer):
         """Whether to write now: the same in all processes, whichever of them got a signal."""

@@ -1,6 +1,8 @@
 """The runs: train, test, freeze, and all of them in turn."""
 
+import ctypes
 import dataclasses
+import os
 import shutil
 import time
 from datetime import datetime
@@ -11,7 +13,7 @@ import torch
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from agglomerator import checkpoints, flags, report
+from agglomerator import checkpoints, flags, processes, report
 from agglomerator.data import sets
 from agglomerator.data.module import Data
 from agglomerator.model import Agglomerator
@@ -25,7 +27,13 @@ from agglomerator.resume import (
     keep_metrics,
     written_whole,
 )
-from agglomerator.settings import INPUT_SETTINGS, MODEL_SETTINGS, UserError
+from agglomerator.settings import (
+    INPUT_SETTINGS,
+    MODEL_SETTINGS,
+    SharedError,
+    UserError,
+    is_out_of_memory,
+)
 from agglomerator.stages import Stage, stage_of
 from agglomerator.trainer import build_trainer, quiet_libraries
 
@@ -43,6 +51,7 @@ def run(settings, given):
         UserError: it cannot be done; nothing of an earlier run is lost.
     """
     quiet_libraries()
+    keep_freed_memory()
     modes = {"train": train, "test": test, "freeze": freeze, "all": run_all}
     try:
         with StopSignals():
@@ -51,6 +60,20 @@ def run(settings, given):
         say(f"\nStopped by {stopped.signal}. {stopped.go_on}")
         # Lightning kills a main process whose children end with another status than 0.
         raise SystemExit(stopped.code if rank_zero_only.rank == 0 else 0) from None
+
+
+def keep_freed_memory():
+    """Have the C library keep the memory that tensors give back, for the next ones.
+
+    glibc returns large blocks to the system at once, and every new one costs page faults, a third
+    of a training step on a CPU. Other C libraries have no such call.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mmap_max, trim_threshold, top_pad = -4, -1, -2  # of malloc.h
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(top_pad, 2**26)
 
 
 def run_all(settings, given):
@@ -71,6 +94,7 @@ def run_all(settings, given):
     except Stopped as stopped:
         stopped.go_on = how_to_go_on(settings)
         raise
+    processes.part()
     say("Test")
     test(settings.replace(plot_islands=True, load_checkpoint_dir=str(best)), given)
 
@@ -104,8 +128,6 @@ def train(settings, given, advise=True):
     best = BestCheckpoint(best_path, settings.validate_every)
     last = LastCheckpoint(last_path, settings.checkpoint_every, signals)
     trainer = build_trainer(settings, stage, [best, last] if settings.limit_val else [last])
-    if settings.mode == "all" and trainer.world_size > 1:
-        raise UserError("--mode=all: runs in one process; with several run one stage at a time.")
     if trainer.is_global_zero:
         hold(folder, stage)
     data = load_data(settings)
@@ -121,8 +143,12 @@ def train(settings, given, advise=True):
     if not going_on or start.path.resolve().parent != best_path.parent.resolve():
         put_aside(folder, stage, start)
     prefix = STAGE_PREFIX[stage]
-    folder.mkdir(parents=True, exist_ok=True)
-    rank_zero_only(flags.write)(settings, folder / f"{prefix}flags.cfg")
+    metrics = folder / "logs" / stage / "metrics.csv"
+    if trainer.is_global_zero:
+        with written_whole(folder / f"{prefix}flags.cfg") as file:
+            flags.write(settings, file)
+        if going_on:
+            keep_metrics(metrics, start.step)
     steps = len(data.train) // settings.batch_size // trainer.world_size
     trainer.log_every_n_steps = max(1, min(10, steps))
     say(
@@ -132,9 +158,6 @@ def train(settings, given, advise=True):
         f" x {trainer.world_size}; {settings.max_epochs} epochs, learning rate up to "
         f"{settings.learning_rate}"
     )
-    metrics = folder / "logs" / stage / "metrics.csv"
-    if going_on and trainer.is_global_zero:
-        keep_metrics(metrics, start.step)
     began = time.monotonic()
     ckpt_path = str(start.path) if going_on else None
     try:
@@ -143,18 +166,23 @@ def train(settings, given, advise=True):
     except Stopped as stopped:
         stopped.go_on = how_to_go_on(settings)
         raise
+    except SharedError:
+        raise
     except (UserError, OSError):
         say(f"\nStopped. {how_to_go_on(settings)}")
         raise
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and (
-            "allocate memory" not in str(error)
-        ):
+    except Exception as error:
+        if is_out_of_memory(error):
+            say(f"\nStopped. {how_to_go_on(settings)}")
+            raise UserError(
+                f"--batch_size={settings.batch_size}: out of memory; use a smaller one, and "
+                "--accumulate for as many images to a step."
+            ) from None
+        if processes.is_fault_of_others(error) or not going_on or module.epochs_begun > 1:
             raise
-        say(f"\nStopped. {how_to_go_on(settings)}")
         raise UserError(
-            f"--batch_size={settings.batch_size}: out of memory; use a smaller one, and "
-            "--accumulate for as many images to a step."
+            f"--resume_training: {start.path} is not fit to go on from "
+            f"({type(error).__name__}: {error}); without this flag its weights alone are taken."
         ) from None
     if not best_path.is_file():
         best_path = last_path
@@ -190,11 +218,8 @@ def how_to_go_on(settings):
 
 
 def tell_blindness(settings):
-    """Say so if the embedding does not depend on the image.
-
-    What the tokens send to level 0 takes an iteration to climb each level.
-    """
-    if settings.denoise_iter % (settings.n_iters + 1) < settings.levels:
+    """Say so if the embedding does not depend on the image."""
+    if settings.blind:
         say(
             f"--denoise_iter={settings.denoise_iter} --iters={settings.iters}: the top level of "
             f"{settings.levels} sees nothing of the image before state {settings.levels}: nothing "
@@ -278,6 +303,7 @@ def opened(settings, given, start, what):
     folder = run_folder(settings)
     hold(folder, what)
     data = load_data(settings)
+    data.check_limits()
     return settings, Stage(model, settings, data), data, folder
 
 
@@ -339,6 +365,7 @@ def network(settings, given, checkpoint):
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     if checkpoint is None:
         settings = sets.complete(settings, given)
+        checkpoints.check_size(settings)
         return settings, Agglomerator(**dataclasses.asdict(settings))
     settings = checkpoints.complete(settings, given, checkpoint)
     wanted = {name: getattr(settings, name) for name in (*MODEL_SETTINGS, *INPUT_SETTINGS)}

@@ -13,9 +13,28 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+LONGEST_LINE = 1000
+
 
 class UserError(Exception):
     """Something that the user can put right. The message is one line: what, and the way out."""
+
+    def __str__(self):
+        line = super().__str__()  # names and values in it are as the user, or a file, has them
+        shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        line = "".join(shown)
+        return line if len(line) < LONGEST_LINE else f"{line[:LONGEST_LINE]} ..."
+
+
+class SharedError(UserError):
+    """A `UserError` that all processes of a training raise at the same place: one line says it."""
+
+
+def is_out_of_memory(error):
+    """Whether an error tells that there is not enough memory, in the words of Python or PyTorch."""
+    words = "out of memory", "not enough memory", "can't allocate memory"
+    of_torch = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return of_torch or isinstance(error, MemoryError)
 
 
 def setting(group, default, help, choices=None, low=None, high=None):
@@ -70,7 +89,7 @@ class Settings:
     data_dir: str = setting(
         "data", "data", "Folder that holds the data sets; downloads go there too."
     )
-    image_size: int = setting("data", 32, "Side of the input images, in pixels.", low=8)
+    image_size: int = setting("data", 32, "Side of the input images, in pixels.", low=8, high=4096)
     n_channels: int = setting(
         "data",
         3,
@@ -103,6 +122,13 @@ class Settings:
     objects: int = setting(
         "data", 1, "PartWhole: the greatest number of objects in a scene.", low=1, high=9
     )
+    augmentation: str = setting(
+        "data",
+        "randaugment",
+        "How training images are changed: randaugment (as published), crop (shifted by up to an "
+        "eighth of their side), flip (shifted so and mirrored).",
+        choices=("randaugment", "crop", "flip"),
+    )
     limit_train: int | float = setting(
         "data", 1.0, "Share (1.0, 0.1) or number (1, 10) of training batches an epoch.", low=0
     )
@@ -118,15 +144,36 @@ class Settings:
         "model", 1, "Side of the square of tokenizer cells that becomes one column.", low=1
     )
     patch_dim: int = setting("model", 128, "Width of a level: numbers in one embedding.", low=2)
-    levels: int = setting("model", 2, "Levels of a column, parts lowest, whole on top.", low=2)
+    levels: int = setting(
+        "model", 2, "Levels of a column, parts lowest, whole on top.", low=2, high=1000
+    )
     iters: int | None = setting(
-        "model", None, "Iterations of the column loop; None means twice the levels.", low=0
+        "model",
+        None,
+        "Iterations of the column loop; None means twice the levels.",
+        low=0,
+        high=10000,
     )
     conv_image_size: int = setting(
         "model",
         8,
         "Side of the tokenizer's output grid: image_size, or its half or quarter, rounded up.",
         low=1,
+    )
+    tokenizer_width: int | None = setting(
+        "model",
+        None,
+        "Channels of the tokenizer's convolutions but the last; None: half those of the last.",
+        low=1,
+    )
+    tokenizer_depth: int = setting("model", 3, "Convolutions of the tokenizer.", low=2)
+    head: str = setting(
+        "model",
+        "flatten",
+        "How the columns of the top level become one vector: flatten (as published; its weights "
+        "grow with the square of columns times patch_dim) or grid (means over a 4x4 grid, "
+        "flattened; its weights do not grow with the columns).",
+        choices=("flatten", "grid"),
     )
     denoise_iter: int = setting(
         "model", -1, "State that feeds the head: 0 is the initial one, -1 the last."
@@ -231,6 +278,8 @@ class Settings:
             raise UserError(f"--{option.name}={value}: must be one of {known}.")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"--{option.name}={value}: must be a finite number.")
+        if high is None and isinstance(value, int):
+            high = 2**32 - 1
         if low is not None and value < low:
             raise UserError(f"--{option.name}={value}: must be at least {low}.")
         if high is not None and value > high:
@@ -277,6 +326,12 @@ class Settings:
     def n_iters(self):
         """Iterations T of the column loop."""
         return 2 * self.levels if self.iters is None else self.iters
+
+    @property
+    def blind(self):
+        """Whether the embedding does not depend on the image: what the tokens send to level 0
+        takes an iteration to climb each level."""
+        return self.denoise_iter % (self.n_iters + 1) < self.levels
 
     @property
     def grid_size(self):

@@ -10,8 +10,8 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from agglomerator.data.module import chance
-from agglomerator.losses import gather, supervised_contrastive_loss
-from agglomerator.settings import UserError
+from agglomerator.losses import supervised_contrastive_loss
+from agglomerator.processes import gather
 
 
 def stage_of(settings):
@@ -55,6 +55,8 @@ class Stage(LightningModule):
         n_classes = settings.n_classes
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_accuracy = MulticlassAccuracy(n_classes, average="micro", validate_args=False)
+        # What Lightning makes of a mean over processes with unequal shares is not exact.
+        self.val_loss = MeanMetric(nan_strategy="disable")
         self.val_accuracy = MulticlassAccuracy(n_classes, average="micro", validate_args=False)
         self.top5 = MulticlassAccuracy(
             n_classes, average="micro", top_k=min(5, n_classes), validate_args=False
@@ -66,6 +68,7 @@ class Stage(LightningModule):
                 parameter.requires_grad = True
             else:
                 parameter.requires_grad = in_classifier == (self.stage == "supervised")
+        self.epochs_begun = 0
         self.train()  # a network from a checkpoint comes in evaluation mode
 
     def train(self, mode=True):
@@ -87,7 +90,7 @@ class Stage(LightningModule):
             loss = F.cross_entropy(logits, labels)
             self.train_accuracy(logits, labels)
             self.log("train_acc", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
-        self.train_loss(loss.detach())
+        self.train_loss(gather(loss.detach()[None]).mean())
         self.log("train_loss", self.train_loss, on_step=True, on_epoch=True, prog_bar=True)
         return loss
 
@@ -110,7 +113,18 @@ class Stage(LightningModule):
             embedding = self.model(views)
         return self.model.classification_head_from_contr(embedding)
 
+    def on_train_start(self):
+        """Check what was resumed: the optimizer would read and write beyond tensors too small."""
+        (optimizer,) = self.trainer.optimizers
+        if self.trainer.ckpt_path and self.global_step and not optimizer.state:
+            raise ValueError("the state of the optimizer is missing")
+        for parameter, state in optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if state[name].shape != parameter.shape or state[name].layout != parameter.layout:
+                    raise ValueError(f"the optimizer's {name} does not fit the network")
+
     def on_train_epoch_start(self):
+        self.epochs_begun += 1
         for metric in (self.train_loss, self.train_accuracy):
             metric.reset()
         self.class_sums.zero_()
@@ -131,19 +145,16 @@ class Stage(LightningModule):
         for (holder, name), of_processes in zip(
             self._sums(), checkpoint.get("epoch_so_far", ()), strict=False
         ):
+            own = getattr(holder, name)
+            if of_processes.shape[1:] != own.shape or not of_processes.is_contiguous():
+                raise ValueError(f"epoch_so_far: no {tuple(own.shape)} a process for {name}")
             if len(of_processes) == self.trainer.world_size:
                 mine = of_processes[self.global_rank]
             else:
                 mine = of_processes.sum(0) * (self.global_rank == 0)
-            setattr(holder, name, mine.to(getattr(holder, name)))
+            setattr(holder, name, mine.to(own))
 
     def on_train_epoch_end(self):
-        loss = self.trainer.callback_metrics["train_loss"]
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"--learning_rate={self.settings.learning_rate}: the loss is no longer finite in "
-                f"epoch {self.current_epoch + 1}; use a smaller one."
-            )
         mixing = {name: getattr(self.model, name) for name in ("wl", "wBU", "wTD", "wA")}
         self.log_dict(mixing)
 
@@ -153,14 +164,15 @@ class Stage(LightningModule):
     def validation_step(self, batch, batch_idx):
         loss, logits = self._evaluate(batch, batch_idx)
         self.val_accuracy(logits, batch[1])
-        self.log("val_loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch[1]))
+        self.val_loss(loss.expand(len(batch[1])))
+        self.log("val_loss", self.val_loss, prog_bar=True)
         self.log("val_acc", self.val_accuracy, prog_bar=True)
 
     def test_step(self, batch, batch_idx):
         loss, logits = self._evaluate(batch, batch_idx)
         self.confusion(logits, batch[1])
         self.top5(logits, batch[1])
-        self.log("test_loss", loss, sync_dist=True, batch_size=len(batch[1]))
+        self.log("test_loss", loss, batch_size=len(batch[1]))
 
     def _evaluate(self, batch, batch_idx):
         """Loss, and logits: of the classifier, or cosines to the class means in stage one."""

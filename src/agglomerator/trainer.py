@@ -6,18 +6,25 @@ import os
 import sys
 import time
 import warnings
+from datetime import timedelta
 from urllib.parse import urlsplit
 
 import pytorch_lightning as pl
+from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning_fabric.strategies.launchers import subprocess_script
 from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, StrategyRegistry
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from agglomerator.finite import StopUnlessFinite
 from agglomerator.islands import IslandsView
 from agglomerator.report import run_folder, say
 from agglomerator.resume import AtomicCheckpointIO, MetricsLogger
 from agglomerator.settings import UserError
+
+TIMEOUT = timedelta(minutes=10)  # a process that does not answer for so long counts as lost
 
 
 def build_trainer(settings, stage, callbacks=(), logs=True):
@@ -33,21 +40,30 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
     terminal = sys.stderr.isatty()
     callbacks.append(Progress() if terminal else EpochLines())
     if training:
-        callbacks.insert(0, Pace(s.batch_size))
+        callbacks[:0] = Pace(s.batch_size), StopUnlessFinite()
     folder = run_folder(s)
     if s.plot_islands and s.mode != "freeze":
         callbacks.append(IslandsView(folder / "islands", stage))
-    devices = s.devices
-    if devices is None:
+    devices, num_nodes = s.devices, s.num_nodes
+    if TorchElasticEnvironment.detect():  # torchrun has started so many, whatever the flags say
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        num_nodes = int(os.environ["WORLD_SIZE"]) // devices
+    elif devices is None:
         devices = s.num_gpus if gpus else 1
         if gpus and devices > gpus:
             raise UserError(f"--num_gpus={devices}: this machine has {gpus}; use fewer.")
+    prepare_strategies(s.blind)
+    if training and s.precision == "16-true":
+        raise UserError(
+            "--precision=16-true: gradients and their squares vanish in 16-bit floats of so small "
+            "a range, and nothing learns; use 16-mixed, bf16-mixed or bf16-true."
+        )
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             accelerator=s.accelerator,
             # Every test image counts once and features keep their order on one device.
             devices=devices if training else 1,
-            num_nodes=s.num_nodes if training else 1,
+            num_nodes=num_nodes if training else 1,
             strategy=s.strategy if training else "auto",
             precision=s.precision,
             max_epochs=s.max_epochs,
@@ -59,11 +75,10 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
             num_sanity_val_steps=0,
             log_every_n_steps=10,
             use_distributed_sampler=False,
-            sync_batchnorm=training and gpus > 0,
             default_root_dir=folder,
             logger=build_loggers(s, folder / "logs", stage, training) if logs else False,
             callbacks=callbacks,
-            plugins=AtomicCheckpointIO(),
+            plugins=[AtomicCheckpointIO()] + ([] if training else [LightningEnvironment()]),
             enable_checkpointing=training,
             enable_progress_bar=terminal,
             enable_model_summary=False,
@@ -74,6 +89,26 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
             f"--accelerator={s.accelerator} --precision={s.precision} --strategy={s.strategy} "
             f"--devices={s.devices}: {reason}"
         ) from None
+    if not trainer.precision.startswith(s.precision):
+        say(f"--precision={s.precision}: this device computes in {trainer.precision}.")
+    return trainer
+
+
+def prepare_strategies(blind):
+    """Set what this project needs of Lightning's strategies of several processes, however named.
+
+    Args:
+        blind: parameters are left without a gradient, for which DDP then has to look.
+    """
+    for entry in StrategyRegistry.values():
+        options = entry["init_params"]
+        if entry["strategy"] in (DDPStrategy, FSDPStrategy):
+            options["timeout"] = TIMEOUT
+        if entry["strategy"] is DDPStrategy:
+            # Batch norm is the same in all processes; the sums of classes are of each its own.
+            options["broadcast_buffers"] = False
+            if "find_unused_parameters" not in entry["strategy_name"]:
+                options["find_unused_parameters"] = blind
 
 
 def count_gpus(accelerator):
@@ -100,6 +135,7 @@ def build_loggers(settings, folder, stage, training):
         (folder / version).mkdir(parents=True, exist_ok=True)
         name = f"{settings.exp_name} {version}"
         loggers.append(WandbLogger(name, folder / version, project="Agglomerator", offline=offline))
+        loggers[-1]._wandb_init.pop("anonymous", None)  # wandb warns of this, even if it is None
     return loggers
 
 
@@ -175,5 +211,7 @@ def quiet_libraries():
     """Silence what other packages say and a user of this one can do nothing about."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # It says that it ends all processes because one has died.
+    logging.getLogger(subprocess_script.__name__).setLevel(logging.INFO)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torchmetrics")
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")

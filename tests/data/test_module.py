@@ -73,3 +73,19 @@ def test_number_of_classes_follows_the_data_and_a_contradiction_is_refused(name)
 def test_unknown_data_set_is_refused_with_the_nearest():
     with pytest.raises(UserError, match="--dataset=fashionmnist: did you mean FashionMNIST"):
         Data(Settings(dataset="fashionmnist"))
+
+
+@pytest.mark.parametrize(
+    "flags, world_size, word",
+    [
+        (dict(limit_val=0.1, batch_size=64), 1, "--limit_val=0.1"),
+        (dict(limit_val=0.25, batch_size=64), 2, "--limit_val=0.25"),
+        (dict(limit_train=0.01, batch_size=64), 1, "--limit_train=0.01"),
+        (dict(batch_size=1), 288, "287 images to validate"),
+        (dict(batch_size=600), 2, "--batch_size=600"),
+    ],
+)
+def test_too_little_for_a_process(flags, world_size, word):
+    with pytest.raises(UserError, match=word):
+        read(**flags).check_batch_size(world_size)
+    read(**flags | dict(limit_val=1, limit_train=1, batch_size=4)).check_batch_size(2)

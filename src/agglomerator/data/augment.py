@@ -82,7 +82,7 @@ def apply_operations(images, operations, negative, magnitude=9):
     kinds = 2 * operations + negative
     order = kinds.argsort()
     counts = kinds.bincount(minlength=2 * len(OPERATIONS)).tolist()
-    order = order.to(images.device)
+    order = send(order, images.device)
     batch = images.index_select(0, order)
     for kind, part in enumerate(batch.split(counts)):
         name = OPERATIONS[kind // 2]
@@ -137,7 +137,7 @@ def _pixel_map(name, value, height, width, device):
         center = [0, 0] if name in ("ShearX", "ShearY") else None
         warped = tvf.affine(numbers, 0.0, shift, 1.0, shear, center=center)
     source = warped.flatten().long() - 1
-    return source.clamp(min=0).to(device), (source >= 0).to(torch.uint8).to(device)
+    return send(source.clamp(min=0), device), send((source >= 0).to(torch.uint8), device)
 
 
 def _warp(images, name, value):
@@ -260,7 +260,7 @@ def random_crop(images, size, generator, padding=0):
     place = torch.rand(2, len(images), 1, 1, generator=generator)
     top = (place[0] * (full_height - height + 1)).long()
     left = (place[1] * (full_width - width + 1)).long()
-    first = (top * full_width + left).to(images.device)  # (B, 1, 1)
+    first = send(top * full_width + left, images.device)  # (B, 1, 1)
     rows = torch.arange(height, device=images.device).view(-1, 1) * full_width
     source = first + rows + torch.arange(width, device=images.device)  # (B, height, width)
     pixels = images.flatten(2)
@@ -280,7 +280,7 @@ def center_crop(images, size):
 def random_horizontal_flip(images, generator, p=0.5):
     """Mirrors each image of (B, C, H, W) left to right with probability p, 0 to 1."""
     flipped = torch.rand(len(images), generator=generator) < p
-    flipped = flipped.nonzero().flatten().to(images.device)
+    flipped = send(flipped.nonzero().flatten(), images.device)
     return images.index_copy(0, flipped, images.index_select(0, flipped).flip(-1))
 
 
@@ -313,13 +313,13 @@ def random_erasing(images, generator, p=0.5, scale=(0.02, 0.33), ratio=(0.3, 3.3
     erased_width = widths.gather(1, first).flatten() * chosen
     top = (place[0] * (height - erased_height + 1)).floor()
     left = (place[1] * (width - erased_width + 1)).floor()
-    box = torch.stack((top, top + erased_height, left, left + erased_width)).to(device)
+    box = send(torch.stack((top, top + erased_height, left, left + erased_width)), device)
     box = box.view(4, batch, 1, 1)
     row, column = torch.arange(height, device=device), torch.arange(width, device=device)
     row = row.view(-1, 1)
     inside = (row >= box[0]) & (row < box[1]) & (column >= box[2]) & (column < box[3])
     inside = inside.unsqueeze(1).to(images.dtype)  # (B, 1, H, W)
-    value = torch.as_tensor(value, dtype=images.dtype, device=device).view(-1, 1, 1)
+    value = send(torch.as_tensor(value, dtype=images.dtype).view(-1, 1, 1), device)
     return (images * (1 - inside)).add_(inside * value)
 
 
@@ -327,9 +327,9 @@ def normalize(images, mean, std):
     """(x / 255 - mean) / std of uint8 images (B, C, H, W) as float32; mean and std are numbers or
     one for each channel, on the scale 0 to 1. Raises TypeError if the images are not uint8."""
     _check(images)
-    mean = torch.as_tensor(mean, dtype=torch.float32, device=images.device).view(-1, 1, 1)
-    std = torch.as_tensor(std, dtype=torch.float32, device=images.device).view(-1, 1, 1)
-    return images.float().mul_(1 / (255 * std)).sub_(mean / std)
+    mean, std = (torch.as_tensor(x, dtype=torch.float32).view(-1, 1, 1) for x in (mean, std))
+    scale, shift = send(1 / (255 * std), images.device), send(mean / std, images.device)
+    return images.float().mul_(scale).sub_(shift)
 
 
 def to_channels(images, n_channels):
@@ -355,6 +355,12 @@ def to_channels(images, n_channels):
         return images.repeat(1, 3, 1, 1)
     red, green, blue = images.int().split(1, dim=1)
     return ((red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16).to(torch.uint8)
+
+
+def send(draws, device):
+    """Copy a tensor on the CPU to a device, without waiting until the device has done its work
+    (which copies to Apple GPUs cannot do safely)."""
+    return draws.to(device, non_blocking=device.type != "mps")
 
 
 def _window(images, size):

@@ -1,6 +1,9 @@
 """Images of a data set, decoded in memory or read from their files when asked for."""
 
+import logging
 import os
+import warnings
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -9,9 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from agglomerator.settings import UserError
 
-# What Pillow raises for files that are cut short, damaged, no images, or absurdly large.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError,
-              OverflowError, MemoryError, Image.DecompressionBombError)  # fmt: skip
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it raises what it logs
+Image.MAX_IMAGE_PIXELS = 2**25  # it warns of more, and refuses twice as many
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 class UnreadableImage(UserError):
@@ -120,7 +123,7 @@ class ImageFiles(Dataset):
 
 
 def read_image(path, size, n_channels):
-    """Read an image file of any format, mode and size that Pillow knows.
+    """Read an image file of any format, mode and size that Pillow knows, but PostScript.
 
     Turned upright as its EXIF orientation says; transparent pixels over white; the middle square,
     resized. The first frame of an animation. 16-bit gray values keep their upper 8 bits.
@@ -132,12 +135,12 @@ def read_image(path, size, n_channels):
         UnreadableImage: it cannot be read.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=formats()) as image:
             image.draft(None, (2 * size, 2 * size))  # large JPEGs need not be decoded in full
             ImageOps.exif_transpose(image, in_place=True)
             image = _in_mode(image, "L" if n_channels == 1 else "RGB")
             image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-    except UNREADABLE as error:
+    except Exception as error:  # files that are cut short, damaged or absurd raise anything
         reason = " ".join(str(error).replace(repr(str(path)), "").split())
         raise UnreadableImage(
             f"{path}: cannot be read as an image ({reason}); remove it, or leave such files out "
@@ -145,6 +148,13 @@ def read_image(path, size, n_channels):
         ) from None
     pixels = np.array(image)
     return torch.from_numpy(pixels.reshape(size, size, n_channels).transpose(2, 0, 1).copy())
+
+
+@lru_cache
+def formats():
+    """The formats that are read: all but EPS, which is a program that Ghostscript would run."""
+    Image.init()
+    return tuple(name for name in Image.ID if name != "EPS")
 
 
 def _in_mode(image, mode):
@@ -175,8 +185,9 @@ def batches_of(dataset, size, num_workers):
 
 
 def n_workers(wanted):
-    """So many processes, but at most one a CPU core."""
-    return max(0, min(wanted, os.cpu_count() or 1))
+    """So many processes, but at most one a CPU core that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # of Linux
+    return max(0, min(wanted, len(affinity(0)) if affinity else os.cpu_count() or 1))
 
 
 def as_it_is(batch):

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import os
 import signal
 import tempfile
@@ -21,6 +22,7 @@ from agglomerator.data.augment import (
     rand_augment,
     random_crop,
     random_erasing,
+    random_horizontal_flip,
 )
 from agglomerator.data.images import ImageFiles, as_it_is, n_workers
 from agglomerator.settings import UserError
@@ -68,13 +70,37 @@ class Data(LightningDataModule):
         self.test = _all_of(test)
 
     def check_batch_size(self, world_size):
-        """Raises UserError if a process has fewer training images than a batch."""
+        """Raises UserError if a process has fewer training images than a batch, no image to
+        validate, or batches of another size than those of the other processes."""
         share = len(self.train) // world_size
+        if world_size > 1 and self.settings.skip_unreadable and _reads_files(self.train):
+            raise UserError(
+                "--skip_unreadable: several processes need batches of one size, and these images "
+                "are read on the way; remove those that cannot be read, or train in one process."
+            )
+        self.check_limits(world_size)
+        if len(self.val) < world_size and self.settings.limit_val:
+            raise UserError(
+                f"--dataset={self.settings.dataset}: {len(self.val)} images to validate, too few "
+                f"for {world_size} processes; use fewer, or --limit_val=0."
+            )
         if share < self.settings.batch_size:
             raise UserError(
                 f"--batch_size={self.settings.batch_size}: more than the {share} training images"
                 f"{' of one process' if world_size > 1 else ''}; use at most {share}."
             )
+
+    def check_limits(self, world_size=1):
+        """Raises UserError if a share of batches is less than one batch in some process."""
+        for name in ("train", "val", "test"):
+            limit, batch = getattr(self.settings, f"limit_{name}"), self.settings.batch_size
+            images = len(getattr(self, name)) // (1 if name == "test" else world_size)
+            n = max(1, images // batch if name == "train" else math.ceil(images / batch))
+            if isinstance(limit, float) and limit > 0 and int(limit * n) == 0:
+                raise UserError(
+                    f"--limit_{name}={limit}: less than one of {n} batches; use a number of "
+                    f"batches, as --limit_{name}=1."
+                )
 
     def train_dataloader(self):
         """Shuffled by seed and epoch; batches that are not full are left out."""
@@ -93,7 +119,7 @@ class Data(LightningDataModule):
         return self._loader(Subset(subset, mine))
 
     def _loader(self, subset, kind=DataLoader, **options):
-        if isinstance(_innermost(subset), ImageFiles):
+        if _reads_files(subset):
             workers = n_workers(self.settings.num_workers)
             options |= {"num_workers": workers, "persistent_workers": workers > 0}
             options |= {"worker_init_fn": _leave_signals if workers else None}
@@ -114,7 +140,13 @@ class Data(LightningDataModule):
         """uint8 images -> normalised float32 images, each changed in its own way."""
         if self.entry.margin > 1:
             images = random_crop(images, self.settings.image_size, generator)
-        images = rand_augment(images, generator)
+        if self.settings.augmentation == "randaugment":
+            images = rand_augment(images, generator)
+        else:
+            size = self.settings.image_size
+            images = random_crop(images, size, generator, padding=size // 8)
+        if self.settings.augmentation == "flip":
+            images = random_horizontal_flip(images, generator)
         if self.entry.erase:
             images = random_erasing(images, generator)
         return self.view(images)
@@ -198,8 +230,11 @@ def _all_of(images):
     return Subset(images, range(len(images)))
 
 
-def _innermost(subset):
-    return _innermost(subset.dataset) if isinstance(subset, Subset) else subset
+def _reads_files(subset):
+    """Whether images are read from their files when they are needed."""
+    if isinstance(subset, Subset):
+        return _reads_files(subset.dataset)
+    return isinstance(subset, ImageFiles)
 
 
 def chance(*numbers):

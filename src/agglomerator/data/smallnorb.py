@@ -23,6 +23,7 @@ NAMES = {
     False: "smallnorb-5x01235x9x18x6x2x96x96-testing-{}.mat",
 }
 PARTS = ("dat", "cat", "info")
+MOST = 24300 * 2 * 96 * 96 + 24  # bytes of the largest of the files
 TYPES = {0x1E3D4C54: np.dtype("<i4"), 0x1E3D4C55: np.dtype("u1")}
 # SHA-256 of the files as packed by gzip, from the lists of TensorFlow Datasets.
 SHA256 = {
@@ -54,7 +55,7 @@ def read_smallnorb(settings, train):
     types = "u1", "<i4", "<i4"
     for part, shape, kind in zip(PARTS, shapes, types, strict=True):
         matrix = found[part]
-        if matrix.shape != shape or matrix.dtype != kind or images.ndim != 4:
+        if matrix.shape != shape or matrix.dtype != kind or images.ndim != 4 or not matrix.size:
             raise UserError(
                 f"{_find(settings, train, part)}: holds {matrix.dtype} {matrix.shape}, which is no "
                 f"{part} file of {pairs} pairs; copy it anew."
@@ -92,11 +93,13 @@ def read_matrix(path):
     try:
         if path.suffix == ".gz":
             with gzip.open(path) as file:
-                content = np.frombuffer(bytearray(file.read()), np.uint8)
+                content = np.frombuffer(file.read(MOST + 1), np.uint8)
         else:
-            content = np.fromfile(path, np.uint8)
+            content = np.fromfile(path, np.uint8, MOST + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error}); copy it anew.") from None
+    if content.size > MOST:
+        raise UserError(f"{path}: holds more than any file of smallNORB; copy it anew.")
     magic, n_dims = content[:8].view("<u4").tolist() if content.size >= 20 else (None, 0)
     if magic not in TYPES or not 1 <= n_dims <= 8:
         raise UserError(f"{path}: not in NYU's binary matrix format; copy it anew.")
@@ -107,7 +110,7 @@ def read_matrix(path):
         raise UserError(
             f"{path}: {content.size} bytes, but its header promises {size}; copy it anew."
         )
-    return content[start:].view(kind).reshape(shape)
+    return content[start:].copy().view(kind).reshape(shape)
 
 
 def _folder(settings):

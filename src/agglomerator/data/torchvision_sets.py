@@ -21,7 +21,7 @@ def reader(name):
         check(name, root)
         try:
             found = getattr(datasets, name)(root, train=train)
-        except (RuntimeError, TypeError, AssertionError, OSError, EOFError, KeyError,
+        except (RuntimeError, TypeError, AssertionError, OSError, EOFError, KeyError, ValueError,
                 pickle.UnpicklingError) as error:  # fmt: skip
             reason = " ".join(str(error).split())
             raise UserError(f"--data_dir={root}: {name} cannot be read: {reason}") from None
@@ -100,6 +100,8 @@ def check_idx(path):
     values = 1
     for start in range(0, len(dims), 4):
         values *= int.from_bytes(dims[start : start + 4], "big")
+    if not values:
+        raise UserError(f"{path}: holds nothing; remove it to download it anew.")
     if size != promised + values:
         raise UserError(
             f"{path}: {size} bytes, but its header promises {promised + values}; remove it to "

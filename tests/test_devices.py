@@ -1,0 +1,140 @@
+"""All that happens in a step happens on the device of the batch, and nothing waits for it.
+
+PyTorch's meta device takes the place of an accelerator: it has shapes, but no numbers, so that
+whatever reads one ends in an error.
+"""
+
+import contextlib
+import dataclasses
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from agglomerator import Agglomerator
+from agglomerator.data.module import Data
+from agglomerator.settings import Settings
+from agglomerator.stages import Stage
+
+COPIES = torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default
+SETTINGS = Settings(
+    dataset="digits", image_size=16, conv_image_size=4, patch_dim=16, contr_dim=8, n_channels=1
+)
+
+
+class _NoLists(TorchFunctionMode):
+    """Refuses tensors made of Python's numbers on the device: a copy that waits."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        on_it = str((kwargs or {}).get("device", "cpu")) != "cpu"
+        assert not (on_it and function in (torch.tensor, torch.as_tensor)), "a copy that waits"
+        return function(*args, **(kwargs or {}))
+
+
+class _OneDevice(TorchDispatchMode):
+    """Refuses operations on tensors of two devices, and copies to the device that wait for it."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        result = function(*args, **(kwargs or {}))
+        if function in COPIES:
+            devices = [x.device.type for x in (*tensors, result)]
+            waits = not ((kwargs or {}).get("non_blocking") or args[-1] is True)
+            assert devices[:1] != ["cpu"] or "meta" not in devices or not waits, "a copy that waits"
+        else:
+            found = {x.device.type for x in tensors if x.dim() > 0}  # a number may lie anywhere
+            assert len(found) < 2, f"{function} of tensors on {found}"
+        return result
+
+
+@contextlib.contextmanager
+def on_one_device():
+    with _NoLists(), _OneDevice():
+        yield
+
+
+@pytest.fixture(params=["contrastive", "supervised", "finetuned"])
+def module(request):
+    settings = SETTINGS.replace(
+        supervise=request.param == "supervised", finetune=request.param == "finetuned"
+    )
+    return stage(settings)
+
+
+def stage(settings):
+    data = Data(settings)
+    module = Stage(Agglomerator(**dataclasses.asdict(settings)), settings, data).to("meta")
+    module.log = lambda *_, **__: None  # there is no Trainer
+    return module
+
+
+def batch(n_channels=1, side=16):
+    images = torch.empty(6, n_channels, side, side, dtype=torch.uint8, device="meta")
+    return images, torch.empty(6, dtype=torch.int64, device="meta")
+
+
+def test_training_step(module):
+    with on_one_device():
+        loss = module.training_step(batch(), 0)
+        loss.backward()
+    assert loss.device.type == "meta"
+    learning = [p for p in module.parameters() if p.requires_grad]
+    assert learning and all(p.grad.device.type == "meta" for p in learning)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        dict(dataset="CIFAR100", image_size=32, conv_image_size=8, n_channels=3, n_classes=100),
+        dict(dataset="smallNORB", image_size=32, conv_image_size=8, n_classes=5),
+        dict(iters=3, denoise_iter=1, local_consensus_radius=2, patch_size=2),
+        dict(consensus_self=True, levels=3),
+    ],
+    ids=["colour and erasing", "crop", "radius and patches", "self and levels"],
+)
+def test_training_step_of_other_networks_and_data(flags):
+    module = stage(SETTINGS.replace(**flags))
+    settings = module.settings
+    side = round(settings.image_size * module.data.entry.margin)
+    with on_one_device():
+        module.training_step(batch(settings.n_channels, side), 0).backward()
+
+
+def test_validation_and_test_step(module):
+    module.eval()
+    with torch.no_grad(), on_one_device():
+        loss, logits = module._evaluate(batch(), 0)
+    assert loss.device.type == logits.device.type == "meta"
+    assert logits.shape == (6, 10)
+
+
+def test_prediction_leaves_the_device_at_its_end_alone(module):
+    module.eval()
+    with (
+        torch.no_grad(),
+        on_one_device(),
+        pytest.raises(NotImplementedError, match="copy out of meta"),
+    ):
+        module.predict_step(batch(), 0)
+
+
+def test_class_means(module):
+    with on_one_device():
+        module.set_class_means(torch.empty(9, 8, device="meta"), batch()[1].new_empty(9))
+    assert module.class_sums.device.type == "meta"
+
+
+@pytest.mark.parametrize("fault", ["mixed", "waiting", "made of a list", "reading"])
+def test_faults_are_seen(fault):
+    x = torch.empty(3, device="meta")
+    with on_one_device(), pytest.raises((AssertionError, RuntimeError)):
+        if fault == "mixed":
+            x.index_select(0, torch.arange(2))
+        elif fault == "waiting":
+            torch.arange(2).to("meta")
+        elif fault == "made of a list":
+            torch.tensor([1.0, 2.0], device="meta")
+        else:
+            x.sum().item()

@@ -1,0 +1,202 @@
+"""Several processes that train together, on the CPU by gloo: they do what one would do."""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.multiprocessing as mp
+from conftest import ROOT, SMALL
+from pytorch_lightning.callbacks import Callback
+from test_resume import rows, same_weights, steps_done, wait_until
+
+from agglomerator import Agglomerator, processes
+from agglomerator.data.module import Data
+from agglomerator.settings import Settings
+from agglomerator.stages import Stage, stage_of
+from agglomerator.trainer import build_trainer, quiet_libraries
+
+STEPS = 20
+SETTINGS = Settings(
+    dataset="digits",
+    image_size=16,
+    conv_image_size=4,
+    n_channels=1,
+    patch_dim=16,
+    contr_dim=32,
+    batch_size=32,
+    dropout=0.0,
+    learning_rate=0.002,
+    lr_speed=1,
+    max_epochs=1,
+    limit_train=STEPS,
+    accelerator="cpu",
+    # What rounding leaves of a gradient of zero AdamW blows up to a whole step.
+    precision="64-true",
+    logger="none",
+)
+
+
+class FixedViews(Data):
+    """Two views of an image that depend on nothing else: itself and its mirror image."""
+
+    def augmented_view(self, images, generator):
+        view = self.view(images)
+        half = len(view) // 2
+        return torch.cat((view[:half], view[half:].flip(-1)))
+
+
+class Record(Callback):
+    """Keeps the losses, the gradients of the first step and the figures of validation."""
+
+    def __init__(self):
+        self.losses, self.gradients, self.figures = [], {}, {}
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        if not self.gradients:
+            learning = ((name, p.grad) for name, p in module.model.named_parameters())
+            self.gradients = {name: g.clone() for name, g in learning if g is not None}
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.losses.append(outputs["loss"].detach())
+
+    def on_validation_end(self, trainer, module):
+        names = "val_loss", "val_acc"
+        self.figures = {name: trainer.callback_metrics[name] for name in names}
+        self.figures["class_sums"] = module.class_sums.clone()
+
+
+def _train(rank, world, folder, changes, port):
+    """Train as one of so many processes; leaves what happened in a file."""
+    if world > 1:
+        names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+        os.environ |= names | {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    torch.set_num_threads(1)
+    quiet_libraries()
+    settings = SETTINGS.replace(
+        batch_size=SETTINGS.batch_size // world,
+        devices=str(world),
+        output_dir=f"{folder}/{world}",
+        **changes,
+    )
+    pl.seed_everything(settings.seed, verbose=False)
+    data = FixedViews(settings)
+    data.setup()
+    module = Stage(Agglomerator(**dataclasses.asdict(settings)), settings, data)
+    record = Record()
+    build_trainer(settings, stage_of(settings), [record]).fit(module, datamodule=data)
+    assert processes.n_processes() == world
+    found = {name: getattr(record, name) for name in ("losses", "gradients", "figures")}
+    found["weights"] = module.model.state_dict()
+    torch.save(found, f"{folder}/{world}_{rank}.pt")
+    processes.part()
+
+
+def train(folder, world, **changes):
+    """What each of so many processes left."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_train, (world, str(folder), changes, port), nprocs=world)
+    return [torch.load(folder / f"{world}_{rank}.pt") for rank in range(world)]
+
+
+@pytest.mark.parametrize("stage", ["contrastive", "supervised", "finetuned"])
+def test_two_processes_train_as_one_with_the_whole_batch(tmp_path, stage):
+    changes = dict(supervise=stage == "supervised", finetune=stage == "finetuned")
+    (one,) = train(tmp_path, 1, **changes)
+    two = train(tmp_path, 2, **changes)
+    assert len(one["losses"]) == STEPS and one["gradients"]
+    same = dict(atol=1e-5, rtol=1e-5)
+    for found in two:
+        torch.testing.assert_close(found["gradients"], one["gradients"], **same)
+        torch.testing.assert_close(found["weights"], one["weights"], **same)
+    of_both = [(a + b) / 2 for a, b in zip(*(found["losses"] for found in two), strict=True)]
+    torch.testing.assert_close(of_both, one["losses"], **same)
+    names = ["val_acc", "class_sums"] + ["val_loss"] * (stage != "contrastive")
+    for name in names:  # the contrastive loss of validation is that of each process's batches
+        torch.testing.assert_close(two[0]["figures"][name], one["figures"][name], **same)
+    torch.testing.assert_close(two[0]["weights"], two[1]["weights"], atol=0, rtol=0)
+
+
+@contextlib.contextmanager
+def launch(folder, *launcher, **options):
+    """The program started on two processes, of which none is left in the end."""
+    flags = *SMALL, "--accelerator=cpu", "--exp_name=two", f"--output_dir={folder}"
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, *launcher, *flags, *(f"--{n}={v}" for n, v in options.items())]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, **pipes)
+    try:
+        yield run
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+
+
+TORCHRUN = "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "src/main.py"
+BY_ITSELF = "src/main.py", "--devices=2"
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, BY_ITSELF], ids=["torchrun", "by itself"])
+def test_all_stages_in_two_processes(tmp_path, launcher):
+    few = dict(max_epochs=1, limit_train=4, limit_val=2, limit_test=2, iters=1)
+    with launch(tmp_path, *launcher, mode="all", **few) as run:
+        stdout, stderr = run.communicate(timeout=200)
+    assert run.returncode == 0, stderr
+    assert stdout.count("epoch 1/1") == 2 and stdout.count("CPU x 2") == 2
+    assert stdout.count("(64 test images, by classifier)") == 1
+    folder = tmp_path / "two"
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 4
+    assert (folder / "islands" / "supervised_test.png").is_file()
+    assert not (folder / "earlier").exists()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_death_of_one_process_ends_the_other(tmp_path, victim):
+    with launch(tmp_path, *BY_ITSELF, max_epochs=1000) as run:
+        while not run.stdout.readline().startswith("epoch 1/"):
+            assert run.poll() is None
+        (child,) = children(run.pid)
+        os.kill((run.pid, child)[victim], signal.SIGKILL)
+        stderr = run.communicate(timeout=60)[1]  # open until both have ended
+    assert run.returncode != 0
+    assert "another process of this training has ended" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(tmp_path):
+    flags = dict(max_epochs=2, lr_speed=2, limit_val=2, iters=1)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    with launch(whole, *BY_ITSELF, **flags) as run:
+        stderr = run.communicate(timeout=100)[1]
+    assert run.returncode == 0, stderr
+    last = parts / "two" / "checkpoints" / "last.ckpt"
+    with launch(parts, *BY_ITSELF, checkpoint_every=0, **flags) as run:
+        wait_until(last.is_file, run)
+        run.send_signal(signal.SIGTERM)
+        stdout, stderr = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM and not stderr
+    assert stdout.count("Stopped by SIGTERM. Go on by: ") == stdout.count("Stopped") == 1
+    assert steps_done(parts / "two")[1]  # in the middle of an epoch
+    with launch(parts, *BY_ITSELF, resume_training=True, **flags) as run:
+        stderr = run.communicate(timeout=100)[1]
+    assert run.returncode == 0, stderr
+    assert rows(parts / "two", "contrastive") == rows(whole / "two", "contrastive")
+    for name in ("best", "last"):
+        path = f"two/checkpoints/{name}.ckpt"
+        assert same_weights(parts / path, whole / path)
+
+
+def children(pid):
+    """Processes that a process has started."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True).stdout
+    pairs = (map(int, line.split()) for line in listed.splitlines())
+    return [child for child, parent in pairs if parent == pid]

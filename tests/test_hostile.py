@@ -1,0 +1,442 @@
+"""Broken and hostile input by a seeded fuzzer: it is read, or refused in one line, soon, in little
+memory, and nothing of it is run."""
+
+import copy
+import dataclasses
+import gzip
+import io
+import pickle
+import random
+import resource
+import signal
+import struct
+import warnings
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from absl.flags import FLAGS
+from conftest import ROOT, SMALL, run_program
+from PIL import Image
+from test_cli_errors import contents
+
+from agglomerator import checkpoints, flags, run
+from agglomerator.data import sets
+from agglomerator.data.images import read_image
+from agglomerator.data.smallnorb import NAMES, read_matrix
+from agglomerator.data.torchvision_sets import files_of
+from agglomerator.islands import Projection
+from agglomerator.settings import FIELDS, Settings, UserError
+
+SECONDS = 20
+MEGABYTES = 1200
+
+
+@pytest.fixture(autouse=True)
+def within_bounds():
+    """No test of this file takes up much more memory than there was in use before."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert more < MEGABYTES * 2**10, f"{more / 2**10:.0f} MB"
+
+
+def too_long(*_):
+    raise AssertionError(f"takes more than {SECONDS} s")
+
+
+def attempt(function, *arguments, **keywords):
+    """Whether it succeeds; that it else refuses in one line is demanded."""
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(SECONDS)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            function(*arguments, **keywords)
+    except UserError as error:
+        assert "\n" not in str(error) and str(error).isprintable(), repr(str(error))
+        return False
+    finally:
+        signal.alarm(0)
+    return True
+
+
+def damaged(content, draw):
+    """Bytes with some fault: bits flipped, cut short, parts doubled, lost or overwritten."""
+    content = bytearray(content)
+    place, length = draw.randrange(len(content)), draw.randrange(1, 64)
+    kind = draw.randrange(7)
+    if kind == 0:
+        del content[place:]
+    elif kind == 1:
+        del content[place : place + length]
+    elif kind == 2:
+        content[place:place] = content[place : place + length]
+    elif kind == 3:
+        content[place : place + 4] = struct.pack("<I", draw.choice((0, 1, 2**31, 2**32 - 1)))
+    elif kind == 4:
+        content[place : place + length] = draw.randbytes(length)
+    else:
+        # Headers are where the faults are that matter.
+        span = len(content) if kind == 5 else min(len(content), 256)
+        for _ in range(draw.randrange(1, 9)):
+            content[draw.randrange(span)] ^= 1 << draw.randrange(8)
+    return bytes(content)
+
+
+def refused(draw, path, content, function, *arguments, times):
+    """Damages a file so many times and looks what a function makes of it: how often it refused."""
+    count = 0
+    for _ in range(times):
+        path.write_bytes(damaged(content, draw))
+        count += not attempt(function, *arguments)
+    path.write_bytes(content)
+    return count
+
+
+# Checkpoints
+
+TINY = dict(image_size=8, conv_image_size=2, n_channels=1, patch_dim=4, contr_dim=4)
+NUMBERS = [None, True, -1, 0, 2**31, 2**62, 1e308, float("nan"), "x", "\x00\n", [], {}, {"a": 1}]
+TENSORS = [
+    torch.zeros(0),
+    torch.zeros(()),
+    torch.zeros(4, 2),
+    torch.zeros(1).expand(2**15, 2**15),
+    torch.zeros(1, dtype=torch.int64).expand(4, 2**40),
+    torch.zeros(3, dtype=torch.complex64),
+    torch.eye(3).to_sparse(),
+    torch.zeros(4, 4, device="meta"),
+    torch.full((4, 4), torch.nan),
+]
+REMOVED = object()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The settings of a tiny run, and its checkpoint."""
+    settings = Settings(
+        **TINY,
+        dataset="digits",
+        exp_name="tiny",
+        output_dir=str(tmp_path_factory.mktemp("tiny")),
+        batch_size=32,
+        limit_train=2,
+        limit_val=1,
+        max_epochs=1,
+        lr_speed=4,
+        logger="none",
+        accelerator="cpu",
+    )
+    return settings, run.train(settings, {"dataset"})
+
+
+def use(path):
+    """What a test of a checkpoint does with it before it looks at any data."""
+    checkpoint = checkpoints.read(path)
+    settings = checkpoints.complete(Settings(dataset="digits"), {"dataset"}, checkpoint)
+    settings = sets.complete(settings, set())
+    wanted = dataclasses.asdict(settings)
+    names = *checkpoints.MODEL_SETTINGS, *checkpoints.INPUT_SETTINGS
+    model = checkpoints.build(checkpoint, **{name: wanted[name] for name in names})
+    if settings.n_iters < 100:
+        model(torch.rand(2, settings.n_channels, settings.image_size, settings.image_size))
+
+
+def places(content, at=()):
+    """The ways to all values inside dictionaries and lists."""
+    if at:
+        yield at
+    for key in content if isinstance(content, dict) else range(len(content)):
+        if isinstance(content[key], dict | list):
+            yield from places(content[key], (*at, key))
+        else:
+            yield (*at, key)
+
+
+def changed(content, at, value):
+    """A copy with another value at a place."""
+    content = copy.copy(content)
+    if len(at) > 1:
+        content[at[0]] = changed(content[at[0]], at[1:], value)
+    elif value is REMOVED:
+        del content[at[0]]
+    else:
+        content[at[0]] = value
+    return content
+
+
+def test_damaged_checkpoints(trained, tmp_path):
+    draw, path, whole = random.Random(1), tmp_path / "x.ckpt", trained[1].read_bytes()
+    assert refused(draw, path, whole, use, path, times=150) > 100
+
+    for _ in range(250):  # a damaged pickle in an archive that is whole
+        with zipfile.ZipFile(io.BytesIO(whole)) as source, zipfile.ZipFile(path, "w") as target:
+            for name in source.namelist():
+                content = source.read(name)
+                if name.endswith("data.pkl"):
+                    content = damaged(content, draw)
+                target.writestr(name, content)
+        attempt(use, path)
+
+
+def test_checkpoints_with_values_of_other_kinds(trained, tmp_path):
+    draw, path = random.Random(2), tmp_path / "x.ckpt"
+    whole = torch.load(trained[1], weights_only=True)
+    everywhere = [
+        at for at in places(whole) if at[0] in ("state_dict", "hyper_parameters", "epoch")
+    ]
+    succeeded = 0
+    for _ in range(500):
+        value = draw.choice([*NUMBERS, *TENSORS, REMOVED])
+        torch.save(changed(whole, draw.choice(everywhere), value), path)
+        succeeded += attempt(use, path)
+    assert 0 < succeeded < 400
+
+
+def test_going_on_from_values_of_other_kinds(trained, tmp_path):
+    settings, path = trained
+    draw, whole = random.Random(3), torch.load(path, weights_only=True)
+    hostile = tmp_path / "x.ckpt"
+    going_on = settings.replace(
+        max_epochs=2,
+        resume_training=True,
+        load_checkpoint_dir=str(hostile),
+        output_dir=str(tmp_path),
+    )
+    states = [at for at in places(whole) if at[0] not in ("state_dict", "hyper_parameters")]
+    by_part = {part: [at for at in states if at[0] == part] for part in {at[0] for at in states}}
+    succeeded = 0
+    for _ in range(80):
+        at = draw.choice(by_part[draw.choice(sorted(by_part))])
+        torch.save(changed(whole, at, draw.choice([*NUMBERS, *TENSORS[:5], REMOVED])), hostile)
+        succeeded += attempt(run.train, going_on, {"dataset"})
+    assert 0 < succeeded < 80
+
+
+def test_archive_that_unpacks_to_more_than_the_memory(trained, tmp_path):
+    path = tmp_path / "bomb.ckpt"
+    with (
+        zipfile.ZipFile(trained[1]) as source,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for name in source.namelist():
+            target.writestr(name, bytes(2**28) if name.endswith("data/0") else source.read(name))
+    assert path.stat().st_size < 2**20
+    assert not attempt(use, path)
+
+
+# Flagfiles
+
+VALUES = ["", "0", "-1", "1e400", "nan", "inf", "9" * 30, "9" * 5000, "None", "maybe", "\x00", "é",
+          "0x10", "1_000", "1e-400", "[]", "a" * 10000]  # fmt: skip
+
+
+@pytest.fixture
+def parse():
+    """Reads a flagfile as the program does."""
+    if "patch_dim" not in FLAGS:
+        flags.define()
+
+    def parse(path):
+        FLAGS.unparse_flags()
+        for name in FLAGS:
+            FLAGS[name].unparse()
+        flags.parse(["main.py", f"--flagfile={path}"])
+
+    yield parse
+    FLAGS.unparse_flags()
+    for name in FLAGS:
+        FLAGS[name].unparse()
+
+
+def test_damaged_flagfiles(parse, tmp_path):
+    draw, path = random.Random(4), tmp_path / "x.cfg"
+    whole = (ROOT / "config" / "config_digits.cfg").read_bytes()
+    assert 50 < refused(draw, path, whole, parse, path, times=300) < 300
+
+    names = [*FIELDS, "flagfile", "undefok", "nosupervise", "unknown"]
+    for _ in range(300):
+        lines = (f"--{draw.choice(names)}={draw.choice(VALUES)}\n" for _ in range(3))
+        path.write_text("".join(lines))
+        attempt(parse, path)
+
+
+def test_flagfiles_that_name_each_other(parse, tmp_path):
+    (tmp_path / "circle.cfg").write_text(f"--flagfile={tmp_path / 'circle.cfg'}\n--levels=3\n")
+    assert attempt(parse, tmp_path / "circle.cfg")
+    for i in range(2000):
+        (tmp_path / str(i)).write_text(f"--flagfile={tmp_path / str(i + 1)}\n")
+    assert not attempt(parse, tmp_path / "0")
+    assert not attempt(parse, tmp_path)
+
+
+# Data sets
+
+
+def read_all(settings):
+    sets._READ.clear()
+    for split in ("train", "test"):
+        sets.read_split(settings, split)
+    sets._READ.clear()
+
+
+def idx(array):
+    head = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
+    return head + array.tobytes()
+
+
+def matrix(array):
+    magic = {"uint8": 0x1E3D4C55, "int32": 0x1E3D4C54}[array.dtype.name]
+    shape = [*array.shape, 1, 1][: max(3, array.ndim)]
+    return struct.pack(f"<{2 + len(shape)}I", magic, array.ndim, *shape) + array.tobytes()
+
+
+def test_damaged_idx(tmp_path):
+    draw, raw = random.Random(5), tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    files = {}
+    for split, n in (("train", 12), ("t10k", 4)):
+        files[raw / f"{split}-images-idx3-ubyte"] = idx(np.zeros((n, 28, 28), np.uint8))
+        files[raw / f"{split}-labels-idx1-ubyte"] = idx(np.zeros(n, np.uint8))
+    for path, content in files.items():
+        path.write_bytes(content)
+    size = dict(image_size=28, conv_image_size=7, n_channels=1)
+    settings = Settings(dataset="MNIST", data_dir=str(tmp_path), **size)
+    assert attempt(read_all, settings)
+    for path, content in files.items():
+        assert refused(draw, path, content, read_all, settings, times=50) > 10
+
+    for shape in ((2**31, 28, 28), (2**31, 0, 28), (0, 28, 28), (12, 28, 0), (1, 12, 784)):
+        path, content = next(iter(files.items()))
+        path.write_bytes(content[:4] + struct.pack(">3I", *shape) + content[16:])
+        assert not attempt(read_all, settings)
+        path.write_bytes(content[:4] + struct.pack(">3I", *shape))
+        assert not attempt(read_all, settings)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_damaged_smallnorb(tmp_path, packed):
+    draw, folder = random.Random(6), tmp_path / "smallNORB"
+    folder.mkdir()
+    parts = np.zeros((4, 2, 9, 9), np.uint8), np.zeros(4, np.int32), np.zeros((4, 4), np.int32)
+    files = {}
+    for train in (True, False):
+        for part, array in zip(("dat", "cat", "info"), parts, strict=True):
+            name = NAMES[train].format(part) + (".gz" if packed else "")
+            files[folder / name] = gzip.compress(matrix(array)) if packed else matrix(array)
+    for path, content in files.items():
+        path.write_bytes(content)
+    settings = Settings(dataset="smallNORB", data_dir=str(tmp_path), n_channels=1, n_classes=5)
+    assert attempt(read_all, settings)
+    for path, content in files.items():
+        assert refused(draw, path, content, read_all, settings, times=25) > 5
+
+    path = next(iter(files))
+    for shape in ((2**31, 2, 96, 96), (2**31, 2, 0, 0), (4, 2, 0, 9), (0, 2, 9, 9)):
+        head = struct.pack("<6I", 0x1E3D4C55, 4, *shape)
+        path.write_bytes(gzip.compress(head) if packed else head)
+        assert not attempt(read_all, settings)
+
+
+def test_packed_matrix_that_unpacks_to_more_than_smallnorb(tmp_path):
+    path = tmp_path / "bomb.mat.gz"
+    with gzip.open(path, "wb", 1) as file:
+        file.write(struct.pack("<6I", 0x1E3D4C55, 4, 2**29, 1, 1, 1))
+        for _ in range(2**5):
+            file.write(bytes(2**24))
+    assert not attempt(read_matrix, path)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+def test_damaged_images(tmp_path, form):
+    draw, path, file = random.Random(form), tmp_path / "image", io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, form)
+    assert refused(draw, path, file.getvalue(), read_image, path, 16, 3, times=80) > 5
+
+
+def test_postscript_is_not_run(tmp_path):
+    path = tmp_path / "image.png"
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n")
+    assert not attempt(read_image, path, 16, 3)
+
+
+class Marker:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100"])
+def test_batches_of_a_stranger_are_not_unpickled(tmp_path, name):
+    marker = tmp_path / "marker"
+    for path, _ in files_of(name, tmp_path):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(pickle.dumps({"data": Marker(marker), "labels": []}))
+    assert not attempt(read_all, Settings(dataset=name, data_dir=str(tmp_path)))
+    assert not marker.exists()
+    pickle.loads(path.read_bytes())
+    assert marker.exists()
+
+
+# What an earlier run has left
+
+
+def test_damaged_projection_is_no_projection(tmp_path):
+    draw, path = random.Random(8), tmp_path / "projection.npz"
+    levels = torch.randn(3, 5, 2, 8)
+    Projection.fit(levels).save(path)
+    for _ in range(200):
+        content = path.read_bytes()
+        path.write_bytes(damaged(content, draw))
+        found = Projection.load(path, 2, 8)
+        assert found is None or found.colours(levels).shape == (2, 3, 5, 3)
+        path.write_bytes(content)
+    np.savez(path, mean=np.array(Marker(tmp_path / "marker"), dtype=object))
+    assert Projection.load(path, 2, 8) is None
+    assert not (tmp_path / "marker").exists()
+
+
+# The program itself
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "flagfile", "resume", "size", "data"])
+def test_program_refuses_in_one_line_and_loses_nothing(trained, tmp_path, what):
+    settings, path = trained
+    whole = torch.load(path, weights_only=True)
+    hostile = tmp_path / "hostile"
+    flags = {
+        "checkpoint": ["--mode=test", f"--load_checkpoint_dir={hostile}"],
+        "flagfile": [f"--flagfile={hostile}"],
+        "resume": ["--resume_training", "--max_epochs=9", f"--load_checkpoint_dir={hostile}"],
+        "size": ["--patch_dim=1000000"],
+        "data": ["--dataset=MNIST", "--image_size=28", "--conv_image_size=7"],
+    }[what]
+    if what == "checkpoint":
+        torch.save(changed(whole, ("hyper_parameters", "iters"), "4\n\x1b[31m"), hostile)
+    elif what == "resume":
+        torch.save(changed(whole, ("optimizer_states",), []), hostile)
+    else:
+        hostile.write_bytes(bytes(range(256)))
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(bytes(range(99)))
+    before = contents(path.parents[1] / "checkpoints")
+    result = run_program(
+        *SMALL,
+        *(f"--{name}={value}" for name, value in TINY.items()),
+        "--exp_name=tiny",
+        f"--output_dir={settings.output_dir}",
+        f"--data_dir={tmp_path}",
+        *flags,
+        ok=False,
+    )
+    assert result.status == 2
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.removesuffix("\n").isprintable()
+    assert before <= contents(path.parents[1])
