@@ -97,12 +97,13 @@ def read(path):
     except (KeyError, ValueError, AttributeError, IndexError, ArithmeticError, RuntimeError):
         raise UserError(f"{where}: holds a network, but not an Agglomerator.") from None
     epoch, step = content.get("epoch"), content.get("global_step")
+    epochs = content.get("epochs_done", epoch + 1 if isinstance(epoch, int) else 0)
     return Checkpoint(
         path=path,
         weights=weights,
         settings=shown | settings,
         stage=stored.get("stage") if isinstance(stored.get("stage"), str) else None,
-        epochs=epoch + 1 if isinstance(epoch, int) else 0,
+        epochs=epochs if isinstance(epochs, int) else 0,
         step=step if isinstance(step, int) else 0,
     )
 

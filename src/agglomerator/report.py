@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from agglomerator.resume import written_whole
+
 
 def run_folder(settings):
     """The folder of a run."""
@@ -24,14 +26,14 @@ def say(text):
     print(text, flush=True)
 
 
-def summarise(trainer, best_path, last_path):
+def summarise(trainer, best_path, last_path, metrics_path):
     """Say how a training ended and where everything lies."""
     for name in ("train_loss", "train_acc", "val_loss", "val_acc"):
         if name in trainer.callback_metrics:
             say(f"  {name:<11} {float(trainer.callback_metrics[name]):.4f}")
     say(f"  best        {best_path}")
     say(f"  last        {last_path}")
-    say(f"  metrics     {Path(trainer.loggers[0].log_dir) / 'metrics.csv'}")
+    say(f"  metrics     {metrics_path}")
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and logger._offline:
             upload = f"wandb sync {Path(logger.experiment.dir).parent}"
@@ -83,15 +85,17 @@ def write_test(folder, stage, record, confusion, classes):
         The paths written.
     """
     paths = [folder / f"test_{stage}.json"]
-    paths[0].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    with written_whole(paths[0]) as file:
+        file.write(json.dumps(record, indent=2) + "\n")
     paths.append(folder / f"confusion_{stage}.csv")
-    with paths[1].open("w", newline="", encoding="utf-8") as file:
+    with written_whole(paths[1]) as file:
         table = csv.writer(file)
         table.writerow(["true \\ predicted", *classes])
         for name, row in zip(classes, confusion.tolist(), strict=True):
             table.writerow([name, *row])
     paths.append(folder / f"confusion_{stage}.png")
-    draw_confusion(confusion, classes, record).savefig(paths[2], dpi=120)
+    with written_whole(paths[2], "wb") as file:
+        draw_confusion(confusion, classes, record).savefig(file, dpi=120)
     return paths
 
 
