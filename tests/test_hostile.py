@@ -26,7 +26,7 @@ from agglomerator.data import sets
 from agglomerator.data.images import read_image
 from agglomerator.data.smallnorb import NAMES, read_matrix
 from agglomerator.data.torchvision_sets import files_of
-from agglomerator.islands import Projection
+from agglomerator.islands_view import Projection
 from agglomerator.settings import FIELDS, Settings, UserError
 
 SECONDS = 20

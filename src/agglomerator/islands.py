@@ -1,189 +1,210 @@
-"""Islands of agreement: the levels of sample images as pictures that compare over a whole run."""
+"""Islands of agreement: which columns form them, how large they are, whether they are parts.
 
-import time
+An island of a level is a set of columns that neighbours connect, each beside, above or below the
+next, whose vectors agree: their cosine is at least a threshold. Every function here is a pure
+function of states (..., n, K, d) as `Agglomerator.states` returns them, of labels, and of masks.
+"""
 
-import matplotlib
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib import pyplot as plt
-from matplotlib.backends.registry import BackendFilter, backend_registry
-from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.utilities import rank_zero_only
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torchmetrics import Metric
 
-SAMPLES = 6
-SECONDS = 20
+from agglomerator.processes import at_least_float
 
-
-class Projection:
-    """A map from vectors to colours for every level, fitted once and used for all pictures.
-
-    Vectors count by their direction, as in consensus. The three main axes of the vectors of the
-    first pictures become red, green and blue. Equal vectors have equal colours in every image and
-    at any time; different ones can look alike, since three axes do not hold all of a vector.
-    """
-
-    def __init__(self, mean, axes, spread):
-        self.mean, self.axes, self.spread = mean, axes, spread
-
-    @classmethod
-    def fit(cls, levels):
-        """Fit to the levels (B, n, K, d) of some images."""
-        vectors = F.normalize(levels.double(), dim=-1).flatten(0, 1).transpose(0, 1)  # (K, B*n, d)
-        mean = vectors.mean(1, keepdim=True)
-        axes = torch.linalg.svd(vectors - mean, full_matrices=False).Vh[:, :3].mT  # (K, d, 3)
-        largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
-        axes = F.pad(axes * largest.sign(), (0, 3 - axes.shape[2]))
-        spread = ((vectors - mean) @ axes).std(1, keepdim=True).clamp(min=1e-6)
-        return cls(*(x.numpy() for x in (mean, axes, spread)))
-
-    @classmethod
-    def load(cls, path, levels, width):
-        """The projection kept in a file, or None if there is none, whole, for these levels and
-        width."""
-        shapes = {"mean": (levels, 1, width), "axes": (levels, width, 3), "spread": (levels, 1, 3)}
-        try:
-            with np.load(path) as kept:
-                arrays = {name: kept[name] for name in shapes}
-        except Exception:  # no file, or a damaged one, which raises anything
-            return None
-        fits = all(arrays[name].shape == shape for name, shape in shapes.items())
-        return cls(**arrays) if fits and all(a.dtype.kind == "f" for a in arrays.values()) else None
-
-    def save(self, path):
-        np.savez(path, mean=self.mean, axes=self.axes, spread=self.spread)
-
-    def colours(self, levels):
-        """levels (B, n, K, d) -> colours (K, B, n, 3) from 0 to 1."""
-        vectors = F.normalize(levels.double(), dim=-1).permute(2, 0, 1, 3).numpy()
-        along = (vectors - self.mean[:, None]) @ self.axes[:, None] / self.spread[:, None]
-        return np.clip(0.5 + along / 5, 0, 1)
+OF_COLUMNS = "agreement", "islands", "inside"
+MASKS = "parts", "objects"
+OF_MASKS = tuple(f"{mask}_{score}" for mask in MASKS for score in ("ari", "iou"))
 
 
-def draw(figure, images, colours, titles):
-    """Draw one row an image into a figure: the input, then its levels from lowest to highest.
+def neighbour_cosines(states):
+    """Cosines of neighbouring columns.
 
     Args:
-        figure: matplotlib figure; what it showed before is removed.
-        images: (B, C, H, W) uint8.
-        colours: (K, B, n, 3), from `Projection.colours`.
-        titles: of the rows.
+        states: (..., n, K, d), n = S * S columns, row-major.
+
+    Returns:
+        Of columns beside each other (..., K, S, S - 1), above each other (..., K, S - 1, S).
     """
-    n_levels, n_images, n_columns = colours.shape[:3]
-    side = round(n_columns**0.5)
-    figure.clear()
-    axes = figure.subplots(n_images, n_levels + 1, squeeze=False)
-    for row, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        axes[row, 0].imshow(image, cmap="gray", vmin=0, vmax=255)
-        axes[row, 0].set_ylabel(titles[row], rotation=0, ha="right", va="center")
-        for level in range(n_levels):
-            axes[row, level + 1].imshow(colours[level, row].reshape(side, side, 3))
-    for level in range(n_levels):
-        name = {0: "\n(parts)", n_levels - 1: "\n(whole)"}.get(level, "")
-        axes[0, level + 1].set_title(f"level {level}{name}", fontsize=10)
-    axes[0, 0].set_title("input", fontsize=10)
-    for ax in axes.flat:
-        ax.set(xticks=[], yticks=[])
+    vectors = F.normalize(at_least_float(states), dim=-1).movedim(-2, -3)  # (..., K, n, d)
+    side = math.isqrt(vectors.shape[-2])
+    grid = vectors.unflatten(-2, (side, side))
+    beside = (grid[..., :, 1:, :] * grid[..., :, :-1, :]).sum(-1)
+    above = (grid[..., 1:, :, :] * grid[..., :-1, :, :]).sum(-1)
+    return beside, above
 
 
-class IslandsView(Callback):
-    """Shows the islands of the same sample images during training, validation and test.
+def agreement(beside, above):
+    """Mean cosine of neighbours, from what `neighbour_cosines` returns: (..., K).
 
-    On a desktop in one window that updates in place and never waits; always as files in `folder`:
-    one for every validation and test, and `latest.png`, at most every 20 seconds, in between.
+    1 where there is one column only.
+    """
+    if not beside.shape[-1]:
+        return beside.new_ones(beside.shape[:-2])
+    return torch.cat((beside.flatten(-2), above.flatten(-2)), -1).mean(-1)
+
+
+def connect(beside, above):
+    """Islands of columns on grids, from which neighbours are connected.
 
     Args:
-        folder: for the pictures and for the projection, which later runs into the same folder use.
-        stage: name of the stage, for file names.
+        beside: (..., S, S - 1) bool, each column with the next to its right.
+        above: (..., S - 1, S) bool, each column with the next below it.
+
+    Returns:
+        (..., S, S) int64. The label of an island is the number, row-major, of its first column.
     """
-
-    def __init__(self, folder, stage):
-        self.folder, self.stage = folder, stage
-        self.figure = self.projection = None
-        self.window = False
-        self.drawn_at = time.monotonic()
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if time.monotonic() - self.drawn_at > SECONDS:
-            self.show(trainer, module, module.data.val, "latest")
-        self._update_window()
-
-    def on_validation_end(self, trainer, module):
-        name = f"{self.stage}_epoch_{trainer.current_epoch + 1:04d}"
-        self.show(trainer, module, module.data.val, name)
-
-    def on_test_end(self, trainer, module):
-        self.show(trainer, module, module.data.test, f"{self.stage}_test")
-
-    @rank_zero_only
-    def show(self, trainer, module, subset, name):
-        images, labels = _samples(subset, len(module.data.classes))
-        levels = final_levels(module, module.data.view(images.to(module.device)))
-        images = module.data.crop(images)
-        if self.projection is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / "projection.npz"
-            self.projection = Projection.load(path, *levels.shape[2:])
-            if self.projection is None:
-                self.projection = Projection.fit(levels)
-                self.projection.save(path)
-        if self.figure is None:
-            size = 1.5 + 1.5 * (levels.shape[2] + 1), 1.5 * len(images) + 0.8
-            self.figure = plt.figure(figsize=size, layout="constrained")
-            self.window = interactive()
-            if self.window:
-                plt.show(block=False)
-        titles = [module.data.classes[label] for label in labels]
-        draw(self.figure, images, self.projection.colours(levels), titles)
-        self.figure.suptitle(f"Islands of agreement, {name.replace('_', ' ')}")
-        path = self.folder / f"{name}.png"
-        self.figure.savefig(path, dpi=110)
-        self.figure.canvas.draw_idle()
-        self._update_window()
-        if name != "latest":
-            for logger in trainer.loggers:
-                _log_picture(logger, self.figure, path, trainer.global_step)
-        self.drawn_at = time.monotonic()
-
-    def _update_window(self):
-        """Let the window draw and answer to its user, unless there is none or it was closed."""
-        if self.window and plt.fignum_exists(self.figure.number):
-            self.figure.canvas.flush_events()
-
-    def teardown(self, trainer, module, stage):
-        if self.figure is not None:
-            plt.close(self.figure)
-            self.figure = None
-
-
-def final_levels(module, views):
-    """Levels (B, n, K, d) after the last iteration, on the CPU, without touching the training."""
-    training = module.training
-    module.eval()
-    with torch.no_grad():
-        levels = module.model.states(views)[-1].float().cpu()
-    module.train(training)
-    return levels
-
-
-def interactive():
-    """Whether matplotlib draws into windows here."""
-    return matplotlib.get_backend().lower() in backend_registry.list_builtin(
-        BackendFilter.INTERACTIVE
+    shape = (*beside.shape[:-1], beside.shape[-2])
+    columns = np.arange(math.prod(shape)).reshape(shape)
+    beside, above = beside.cpu().numpy(), above.cpu().numpy()
+    starts = np.concatenate((columns[..., :-1][beside], columns[..., :-1, :][above]))
+    ends = np.concatenate((columns[..., 1:][beside], columns[..., 1:, :][above]))
+    graph = coo_array(
+        (np.ones(len(starts), np.int8), (starts, ends)), shape=(columns.size, columns.size)
     )
+    n_islands, found = connected_components(graph, directed=False)
+    first = np.empty(n_islands, np.int64)
+    first[found[::-1]] = columns.ravel()[::-1]  # of equal indices the last one counts
+    n_columns = shape[-1] * shape[-2]
+    return torch.from_numpy(first[found].reshape(shape) % n_columns)
 
 
-def _samples(subset, n_classes):
-    """The first image of each of the first classes, at most SAMPLES: images and labels."""
-    dataset, rows = subset.dataset, torch.as_tensor(list(subset.indices))
-    labels = dataset.labels[rows]
-    first = [(labels == c).nonzero()[0] for c in range(n_classes) if (labels == c).any()]
-    return dataset[rows[torch.cat(first[:SAMPLES])]]
+def islands(states, threshold):
+    """The islands of every level.
+
+    Args:
+        states: (..., n, K, d), n = S * S columns, row-major.
+        threshold: least cosine of neighbours that agree.
+
+    Returns:
+        Labels (..., K, S, S) int64, on the CPU. The label of an island is the number, row-major,
+        of its first column.
+    """
+    return connect(*(cosines >= threshold for cosines in neighbour_cosines(states)))
 
 
-def _log_picture(logger, figure, path, step):
-    kind = type(logger).__name__
-    if kind == "WandbLogger":
-        logger.log_image("islands", [str(path)], step=step)
-    elif kind == "TensorBoardLogger":
-        logger.experiment.add_figure("islands", figure, step, close=False)
+def count(labels):
+    """Number of islands, and share of columns in islands larger than one.
+
+    Args:
+        labels: (..., S, S) int64, from 0 to S * S - 1.
+
+    Returns:
+        Two tensors (...,), float32.
+    """
+    labels = labels.flatten(-2)
+    sizes = torch.zeros_like(labels).scatter_add_(-1, labels, torch.ones_like(labels))
+    inside = 1 - (sizes == 1).float().sum(-1) / labels.shape[-1]
+    return (sizes > 0).float().sum(-1), inside
+
+
+def to_pixels(labels, height, width):
+    """Labels of columns (..., S, S) -> of the pixels that they stand for, (..., height, width)."""
+    side = labels.shape[-1]
+    rows = torch.arange(height, device=labels.device) * side // height
+    columns = torch.arange(width, device=labels.device) * side // width
+    return labels[..., rows[:, None], columns]
+
+
+def against_mask(labels, mask):
+    """How well a segmentation of images fits the true one.
+
+    Adjusted Rand index (Hubert and Arabie 1985) over the foreground: 1 for the same segments,
+    about 0 for ones by chance. Mean best intersection over union: for every true segment that of
+    the predicted one which fits it best, over all pixels; the mean over the true segments.
+
+    Args:
+        labels: (B, S, S) integers from 0, brought to the mask's size by nearest neighbour.
+        mask: (B, H, W) integers, 0 background, 1, 2, ... true segments.
+
+    Returns:
+        (ari, iou), each (B,), float64, on the CPU; NaN where fewer than two (ari) or no (iou)
+        true segments are visible.
+    """
+    labels, mask = labels.cpu(), torch.as_tensor(mask).cpu().long()
+    n_images, n_predicted, n_true = len(mask), int(labels.max()) + 1, int(mask.max()) + 1
+    labels = to_pixels(labels, *mask.shape[1:])
+    image = torch.arange(n_images)[:, None, None]
+    cells = (image * n_predicted + labels) * n_true + mask
+    shape = n_images, n_predicted, n_true
+    table = cells.flatten().bincount(minlength=math.prod(shape)).view(shape).double()
+
+    both, sizes, true_sizes = table[..., 1:], table.sum(2), table[..., 1:].sum(1)
+    visible = true_sizes > 0
+    in_foreground, foreground = both.sum(2), true_sizes.sum(1)
+    together, predicted, true, all_pairs = (
+        _pairs(x).flatten(1).sum(1) for x in (both, in_foreground, true_sizes, foreground[:, None])
+    )
+    by_chance, highest = predicted * true / all_pairs, (predicted + true) / 2
+    ari = (together - by_chance) / (highest - by_chance)
+    ari = ari.where(highest > by_chance, 1.0).where(visible.sum(1) > 1, torch.nan)
+    union = sizes[..., None] + true_sizes[:, None] - both
+    best = (both / union.clamp(min=1)).amax(1)
+    return ari, best.sum(1) / visible.sum(1)
+
+
+def _pairs(n):
+    return n * (n - 1) / 2
+
+
+class IslandScores(Metric):
+    """Means over images of what `count`, `agreement` and `against_mask` say, level by level.
+
+    Args:
+        levels: K.
+    """
+
+    full_state_update = False
+
+    def __init__(self, levels):
+        super().__init__()
+        names = *OF_COLUMNS, *OF_MASKS
+        self.add_state("sums", torch.zeros(len(names), levels), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros(len(names), levels), dist_reduce_fx="sum")
+        self.columns = 0
+
+    def update(self, labels, agree=None, masks=None):
+        """Take in some images.
+
+        Args:
+            labels: (B, K, S, S), from `islands`.
+            agree: (B, K), from `agreement`, if there are vectors.
+            masks: "parts" and "objects", or one of them, to their (B, H, W), if they are known.
+        """
+        self.columns = labels.shape[-1] ** 2
+        found = dict(zip(("islands", "inside"), count(labels), strict=True))
+        if agree is not None:
+            found["agreement"] = agree
+        for name, mask in (masks or {}).items():
+            scores = [against_mask(level, mask) for level in labels.unbind(1)]
+            ari, iou = zip(*scores, strict=True)
+            found |= {f"{name}_ari": torch.stack(ari, 1), f"{name}_iou": torch.stack(iou, 1)}
+        for i, name in enumerate((*OF_COLUMNS, *OF_MASKS)):
+            if name in found:
+                values = found[name].to(self.sums)
+                self.sums[i] += values.nansum(0)
+                self.images[i] += values.isfinite().sum(0)
+
+    def update_states(self, states, threshold, masks=None):
+        """Take in the states (B, n, K, d) of some images, with islands from a threshold on."""
+        cosines = neighbour_cosines(states)
+        self.update(connect(*(c >= threshold for c in cosines)), agreement(*cosines), masks)
+
+    def compute(self):
+        """A list with a dictionary for every level: `agreement` (mean cosine of neighbours),
+        `islands` (their number), `size` (columns of an island), `inside` (share of columns in
+        islands larger than one), and of masks `parts_ari`, `parts_iou`, `objects_ari`,
+        `objects_iou`; what is not known is left out."""
+        means = (self.sums / self.images).mT.tolist()
+        levels = []
+        for values in means:
+            named = zip((*OF_COLUMNS, *OF_MASKS), values, strict=True)
+            level = {name: value for name, value in named if not math.isnan(value)}
+            if "islands" in level:
+                level["size"] = self.columns / level["islands"]
+            levels.append(level)
+        return levels

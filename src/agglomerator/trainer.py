@@ -19,7 +19,7 @@ from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, StrategyRegi
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from agglomerator.finite import StopUnlessFinite
-from agglomerator.islands import IslandsView
+from agglomerator.islands_view import IslandsView
 from agglomerator.report import run_folder, say
 from agglomerator.resume import AtomicCheckpointIO, MetricsLogger
 from agglomerator.settings import UserError
