@@ -13,9 +13,10 @@ import torch
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from agglomerator import checkpoints, flags, processes, report
+from agglomerator import checkpoints, flags, islands_baselines, processes, report
 from agglomerator.data import sets
 from agglomerator.data.module import Data
+from agglomerator.islands import MASKS
 from agglomerator.model import Agglomerator
 from agglomerator.record import hold, recorded
 from agglomerator.report import command, run_folder, say
@@ -274,6 +275,8 @@ def test(settings, given):
         module.confusion.compute().cpu().numpy(),
         data.classes,
     )
+    seed = start.settings.get("seed", settings.seed)
+    record["islands"] = island_scores(trainer, module, data, settings.replace(seed=seed))
     confusion = np.array(record["confusion_matrix"])
     paths = report.write_test(folder, stage, record, confusion, data.classes)
     say("\n".join(report.lines_of(record)))
@@ -281,6 +284,21 @@ def test(settings, given):
         paths.append(folder / "islands" / f"{stage}_test.png")
     say("Written: " + ", ".join(map(str, paths)))
     say(f"Next: {command(settings, mode='freeze', load_checkpoint_dir=start.path)}")
+
+
+def island_scores(trainer, module, data, settings):
+    """The scores of the islands of the test images; where parts and objects are known, of the
+    first ones, against these and beside baselines."""
+    tested = min(trainer.num_test_batches[0] * settings.batch_size, len(data.test))
+    found = {"threshold": settings.island_threshold, "images": tested}
+    if set(MASKS) <= set(getattr(data.test.dataset, "extra", ())):
+        found["images"] = min(tested, islands_baselines.SCENES)
+        device = trainer.strategy.root_device
+        rows = islands_baselines.compare(module.model, data, settings, device, found["images"])
+    else:
+        levels = enumerate(module.islands.compute())
+        rows = [{"of": f"level {level}", **scores} for level, scores in levels]
+    return found | {"rows": rows}
 
 
 @rank_zero_only
