@@ -1,16 +1,19 @@
 """Pictures of islands: a level's vectors as colours that compare between pictures."""
 
+from functools import partial
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 from PIL import Image
 
-from agglomerator.islands import count
+from agglomerator.islands import count, islands
 from agglomerator.resume import written_whole
 
 MOST_SHOWN = 8  # levels, or iterations, in a row
-WIDTH = 9.0  # inches
+WIDTH, PANEL = 9.0, 1.4  # inches, of a figure at most, and of one panel in it
 DPI = 100
 LEAST_SPREAD = 0.1  # distance of unit vectors below which colours hardly differ
 LIGHTNESS, RED_GREEN, BLUE_YELLOW = (28, 92), (-45, 45), (-55, 55)  # of CIELAB
@@ -31,7 +34,8 @@ class Projection:
     @classmethod
     def fit(cls, states):
         """Fit to the states (B, n, K, d) of some images."""
-        vectors = F.normalize(states.double(), dim=-1).flatten(0, 1).transpose(0, 1)  # (K, B*n, d)
+        vectors = F.normalize(states.nan_to_num().double(), dim=-1)
+        vectors = vectors.flatten(0, 1).transpose(0, 1)  # (K, B*n, d)
         mean = vectors.mean(1, keepdim=True)
         axes = torch.linalg.svd(vectors - mean, full_matrices=False).Vh[:, :3].mT  # (K, d, 3)
         largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
@@ -81,6 +85,63 @@ def to_srgb(along):
     return np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
 
 
+class Album:
+    """Pictures of islands in one folder, all under the one projection that is kept there.
+
+    Args:
+        folder: of the pictures. Where it has no projection yet, the states of the first picture
+            make one.
+        threshold: least cosine of neighbours of one island.
+    """
+
+    def __init__(self, folder, threshold):
+        self.folder, self.threshold = folder, threshold
+        self.projection = None
+
+    def sheets(self, images, names, states, title):
+        """The two pictures of some images, as functions that draw into a figure.
+
+        Args:
+            images: (B, C, H, W) uint8.
+            names: of the images.
+            states: (T + 1, B, n, K, d), on the CPU.
+            title: of the pictures.
+
+        Returns:
+            (levels, iterations): of all images after the last iteration; of the first one over all
+            iterations. They return the size that suits the figure, in inches.
+        """
+        path = self.folder / "projection.npz"
+        if self.projection is None:
+            self.projection = Projection.load(path, *states.shape[-2:])
+        if self.projection is None:
+            self.projection = Projection.fit(states[-1])
+            self.projection.save(path)
+        note = (
+            "Equal colour, equal vector, within a level. Lines surround islands: "
+            f"neighbours of cosine {self.threshold:g} or more."
+        )
+        last, first = (
+            {"colours": self.projection.colours(of), "labels": islands(of, self.threshold)}
+            for of in (states[-1], states[:, 0])
+        )
+        title_of_one = f"{title}\nforming over the iterations, {names[0]}"
+        return (
+            partial(draw_levels, images=images, names=names, title=title, note=note, **last),
+            partial(draw_iterations, image=images[0], title=title_of_one, note=note, **first),
+        )
+
+    def write(self, name, levels, iterations):
+        """Write what `sheets` returned as PNG files; returns their paths."""
+        paths = [self.folder / f"{name}.png", self.folder / f"{name}_iterations.png"]
+        for path, sheet in zip(paths, (levels, iterations), strict=True):
+            figure = Figure(layout="constrained")
+            figure.set_size_inches(*sheet(figure))
+            with written_whole(path, "wb") as file:
+                figure.savefig(file, format="png", dpi=DPI)
+        return paths
+
+
 def draw_levels(figure, images, names, colours, labels, title, note):
     """Draw a row for each image: the input, then its levels from lowest to highest.
 
@@ -91,18 +152,22 @@ def draw_levels(figure, images, names, colours, labels, title, note):
         colours: (B, K, S, S, 3), from `Projection.colours`.
         labels: (B, K, S, S), of the islands.
         title, note: above and below.
+
+    Returns:
+        The size that suits it, in inches.
     """
     n_images, n_levels = colours.shape[:2]
     shown = chosen(n_levels)
-    axes = begin(figure, n_images, 1 + len(shown), title, note)
+    axes, size = begin(figure, n_images, 1 + len(shown), title, note)
     for i, row in enumerate(axes):
         show_image(row[0], images[i])
-        row[0].set_ylabel(names[i], rotation=0, ha="right", va="center", labelpad=6)
+        row[0].set_ylabel(short(names[i]), rotation=0, ha="right", va="center", labelpad=6)
         for ax, level in zip(row[1:], shown, strict=True):
             show_islands(ax, colours[i, level], labels[i, level])
     axes[0, 0].set_title("input", fontsize=10)
     for ax, level in zip(axes[0, 1:], shown, strict=True):
         ax.set_title(name_of(level, n_levels), fontsize=10)
+    return size
 
 
 def draw_iterations(figure, image, colours, labels, title, note):
@@ -114,10 +179,13 @@ def draw_iterations(figure, image, colours, labels, title, note):
         colours: (T + 1, K, S, S, 3), from `Projection.colours`.
         labels: (T + 1, K, S, S), of the islands.
         title, note: above and below.
+
+    Returns:
+        The size that suits it, in inches.
     """
     n_states, n_levels = colours.shape[:2]
     times, levels = chosen(n_states), chosen(n_levels)
-    axes = begin(figure, len(levels), 1 + len(times), title, note)
+    axes, size = begin(figure, len(levels), 1 + len(times), title, note)
     show_image(axes[0, 0], image)
     axes[0, 0].set_title("input", fontsize=10)
     for ax in axes[1:, 0]:
@@ -128,19 +196,19 @@ def draw_iterations(figure, image, colours, labels, title, note):
             show_islands(ax, colours[t, level], labels[t, level])
     for ax, t in zip(axes[0, 1:], times, strict=True):
         ax.set_title(f"t = {t}", fontsize=10)
+    return size
 
 
 def begin(figure, rows, columns, title, note):
-    """Empty a figure, give it its size and texts; returns its (rows, columns) axes."""
+    """Empty a figure, give it texts; returns its (rows, columns) axes and the size it needs."""
     figure.clear()
-    panel = min(1.5, (WIDTH - 1) / columns)
-    figure.set_size_inches(1 + panel * columns, 0.9 + (panel + 0.25) * rows, forward=False)
     figure.suptitle(title, fontsize=11)
     figure.supxlabel(note, fontsize=8)
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
-    return axes
+    panel = min(PANEL, (WIDTH - 1) / columns)
+    return axes, (1 + panel * columns, 0.9 + (panel + 0.25) * rows)
 
 
 def show_image(ax, image):
@@ -163,6 +231,10 @@ def show_islands(ax, colours, labels):
     ax.set_xlabel(f"{number} island{'s' if number > 1 else ''}", fontsize=8, labelpad=2)
 
 
+def short(name):
+    return name if len(name) <= 16 else f"{name[:9]}…{name[-6:]}"
+
+
 def name_of(level, n_levels):
     return f"level {level}" + {0: "\n(parts)", n_levels - 1: "\n(whole)"}.get(level, "")
 
@@ -170,12 +242,6 @@ def name_of(level, n_levels):
 def chosen(n):
     """Which of n to show: the first, the last, and some in between."""
     return np.unique(np.linspace(0, n - 1, min(n, MOST_SHOWN)).round().astype(int)).tolist()
-
-
-def save(figure, path):
-    """Write a figure as PNG, whole or not at all."""
-    with written_whole(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=DPI)
 
 
 def animate(pictures, path, seconds=12):
