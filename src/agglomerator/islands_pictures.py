@@ -13,7 +13,7 @@ from agglomerator.islands import count, islands
 from agglomerator.resume import written_whole
 
 MOST_SHOWN = 8  # levels, or iterations, in a row
-WIDTH, PANEL = 9.0, 1.4  # inches, of a figure at most, and of one panel in it
+WIDTH, PANEL = 9.0, 1.2  # inches, of a figure at most, and of one panel in it
 DPI = 100
 LEAST_SPREAD = 0.1  # distance of unit vectors below which colours hardly differ
 LIGHTNESS, RED_GREEN, BLUE_YELLOW = (28, 92), (-45, 45), (-55, 55)  # of CIELAB
@@ -118,28 +118,27 @@ class Album:
             self.projection = Projection.fit(states[-1])
             self.projection.save(path)
         note = (
-            "Equal colour, equal vector, within a level. Lines surround islands: "
+            "Equal colour, equal vector, within a level.\nLines surround islands: "
             f"neighbours of cosine {self.threshold:g} or more."
         )
         last, first = (
             {"colours": self.projection.colours(of), "labels": islands(of, self.threshold)}
             for of in (states[-1], states[:, 0])
         )
-        title_of_one = f"{title}\nforming over the iterations, {names[0]}"
+        title_of_one = f"{title}: {names[0]}, over the iterations"
         return (
             partial(draw_levels, images=images, names=names, title=title, note=note, **last),
             partial(draw_iterations, image=images[0], title=title_of_one, note=note, **first),
         )
 
-    def write(self, name, levels, iterations):
-        """Write what `sheets` returned as PNG files; returns their paths."""
-        paths = [self.folder / f"{name}.png", self.folder / f"{name}_iterations.png"]
-        for path, sheet in zip(paths, (levels, iterations), strict=True):
-            figure = Figure(layout="constrained")
-            figure.set_size_inches(*sheet(figure))
-            with written_whole(path, "wb") as file:
-                figure.savefig(file, format="png", dpi=DPI)
-        return paths
+    def write(self, name, sheet):
+        """Write one of what `sheets` returned as a PNG file; returns its path."""
+        path = self.folder / f"{name}.png"
+        figure = Figure(layout="constrained")
+        figure.set_size_inches(*sheet(figure))
+        with written_whole(path, "wb") as file:
+            figure.savefig(file, format="png", dpi=DPI)
+        return path
 
 
 def draw_levels(figure, images, names, colours, labels, title, note):
@@ -158,16 +157,17 @@ def draw_levels(figure, images, names, colours, labels, title, note):
     """
     n_images, n_levels = colours.shape[:2]
     shown = chosen(n_levels)
-    axes, size = begin(figure, n_images, 1 + len(shown), title, note)
+    axes, (width, height) = begin(figure, n_images, 1 + len(shown), title, note)
+    names = [short(name) for name in names]
     for i, row in enumerate(axes):
         show_image(row[0], images[i])
-        row[0].set_ylabel(short(names[i]), rotation=0, ha="right", va="center", labelpad=6)
+        row[0].set_ylabel(names[i], rotation=0, ha="right", va="center", labelpad=6)
         for ax, level in zip(row[1:], shown, strict=True):
             show_islands(ax, colours[i, level], labels[i, level])
     axes[0, 0].set_title("input", fontsize=10)
     for ax, level in zip(axes[0, 1:], shown, strict=True):
         ax.set_title(name_of(level, n_levels), fontsize=10)
-    return size
+    return width + 0.08 * max(map(len, names)), height
 
 
 def draw_iterations(figure, image, colours, labels, title, note):
@@ -191,7 +191,7 @@ def draw_iterations(figure, image, colours, labels, title, note):
     for ax in axes[1:, 0]:
         ax.set_visible(False)
     for row, level in zip(axes[:, 1:], levels, strict=True):
-        row[0].set_ylabel(name_of(level, n_levels))
+        row[0].set_ylabel(name_of(level, n_levels), fontsize=10)
         for ax, t in zip(row, times, strict=True):
             show_islands(ax, colours[t, level], labels[t, level])
     for ax, t in zip(axes[0, 1:], times, strict=True):
@@ -208,7 +208,7 @@ def begin(figure, rows, columns, title, note):
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
     panel = min(PANEL, (WIDTH - 1) / columns)
-    return axes, (1 + panel * columns, 0.9 + (panel + 0.25) * rows)
+    return axes, (0.4 + panel * columns, 1.1 + (panel + 0.2) * rows)
 
 
 def show_image(ax, image):

@@ -1,14 +1,15 @@
 """The live view of islands: a window, a page in the browser, files, an animation, the logger."""
 
-import asyncio
+import os
 import shutil
-import threading
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
-from matplotlib import pyplot as plt
 from matplotlib.backends.registry import BackendFilter, backend_registry
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
@@ -39,7 +40,7 @@ class IslandsView(Callback):
     def __init__(self, folder, stage, threshold):
         self.album, self.stage = Album(folder, threshold), stage
         self.frames = folder / "frames" / stage
-        self.screen = None
+        self.window = None
         self.on = True
 
     def setup(self, trainer, module, stage):
@@ -50,7 +51,7 @@ class IslandsView(Callback):
 
     def on_train_start(self, trainer, module):
         self.began = self.drawn_at = time.perf_counter()
-        self.spent = self.longest = 0.0
+        self.spent = self.last = 0.0
         for frame in self._frames() if self.on else ():
             if int(frame.stem) > trainer.global_step:  # of a training that this one does not go on
                 frame.unlink()
@@ -59,10 +60,6 @@ class IslandsView(Callback):
     def on_train_batch_end(self, trainer, module, *batch):
         if self._due():
             self._show(trainer, module)
-        self._answer()
-
-    def on_validation_batch_end(self, trainer, module, *batch):
-        self._answer()
 
     def on_validation_end(self, trainer, module):
         if trainer.state.fn == "fit" and self._due():
@@ -79,21 +76,15 @@ class IslandsView(Callback):
         self._show(trainer, module, test=True, log=True)
 
     def teardown(self, trainer, module, stage):
-        if self.screen is not None:
-            self.screen.close()
-            self.screen = None
+        if self.window is not None:
+            self.window.close()
+            self.window = None
 
     def _due(self):
         """Whether a picture fits into the share of the time that is for pictures."""
         now = time.perf_counter()
         allowed = SHARE * (now - self.began)
-        return now - self.drawn_at >= SECONDS and self.spent + self.longest <= allowed
-
-    def _answer(self):
-        if self.on and self.screen is not None:
-            began = time.perf_counter()
-            self._on_screen("answer")
-            self.spent += time.perf_counter() - began
+        return now - self.drawn_at >= SECONDS and self.spent + self.last <= allowed
 
     def _show(self, trainer, module, test=False, log=False):
         if not self.on:
@@ -106,8 +97,8 @@ class IslandsView(Callback):
             self.on = False
         self.drawn_at = time.perf_counter()
         if not test:
-            self.longest = max(self.longest, self.drawn_at - began)
-            self.spent += self.drawn_at - began
+            self.last = self.drawn_at - began
+            self.spent += self.last
 
     def _draw(self, trainer, module, test, log):
         data = module.data
@@ -118,30 +109,20 @@ class IslandsView(Callback):
         if test:
             name, when = f"{self.stage}_test", "test images"
         else:
-            epoch, step = trainer.current_epoch, trainer.global_step
-            name, when = self.stage, f"{self.stage} training, epoch {epoch + 1}, step {step}"
-        title = f"Islands of agreement, {data.settings.dataset}, {when}"
+            step = trainer.global_step
+            name, when = self.stage, f"{self.stage} training, epoch {trainer.current_epoch + 1}"
+            when = f"{when}, step {step}" if step else "before training"
+        title = f"Islands of agreement, {data.settings.dataset}\n{when}"
         sheets = self.album.sheets(data.crop(images), names, states, title)
-        paths = self.album.write(name, *sheets)
+        paths = {"islands": self.album.write(name, sheets[0])}
         if not test:
-            self._keep_frame(paths[0], trainer.global_step)
-        if self.screen is None:
-            self.screen = screen()
-        self._on_screen("show", sheets[0])
+            self._keep_frame(paths["islands"], trainer.global_step)
+            if self.window is None and is_there_a_screen():
+                self.window = Window(paths["islands"])
         if log:
+            paths["iterations"] = self.album.write(f"{name}_iterations", sheets[1])
             for logger in trainer.loggers:
-                log_pictures(
-                    logger,
-                    dict(zip(("islands", "iterations"), paths, strict=True)),
-                    step=trainer.global_step,
-                )
-
-    def _on_screen(self, what, *sheet):
-        try:
-            getattr(self.screen, what)(*sheet)
-        except Exception as error:  # desktops have errors of their own, no reason to end a training
-            say(f"--plot_islands: {' '.join(str(error).split())}; pictures go to files alone.")
-            self.screen = Nowhere()
+                log_pictures(logger, paths, trainer.global_step)
 
     def _frames(self):
         return sorted(self.frames.glob("[0-9]" * 10 + ".png"))
@@ -192,98 +173,29 @@ def log_pictures(logger, paths, step):
             logger.experiment.add_image(name, pixels, step, dataformats="HWC")
 
 
-def screen():
-    """Where pictures are shown here: a window, a page, or nowhere."""
-    backend = matplotlib.get_backend().lower()
+class Window:
+    """A window or page that shows a picture file, by matplotlib's backend; a process of its own.
+
+    Args:
+        path: of the file, which is there already.
+    """
+
+    def __init__(self, path):
+        program = Path(__file__).with_name("islands_window.py")
+        alone = {"start_new_session": True} if os.name == "posix" else {}  # not for Ctrl-C
+        self.process = subprocess.Popen(
+            [sys.executable, program, path],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            **alone,
+        )
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def is_there_a_screen():
+    """Whether matplotlib would show something here, in a window or, as webagg, on a page."""
     windows = backend_registry.list_builtin(BackendFilter.INTERACTIVE)
-    if backend not in windows:
-        return Nowhere()
-    return Page() if backend == "webagg" else Window()
-
-
-class Nowhere:
-    """No display."""
-
-    def show(self, sheet):
-        """Show a picture: a function that draws into a figure."""
-
-    def answer(self):
-        """Let the user's mouse and keys have their effect."""
-
-    def close(self):
-        """Take it away."""
-
-
-class Window(Nowhere):
-    """A window of the desktop. It can be closed; it does not come back then."""
-
-    def __init__(self):
-        self.figure = None
-
-    def show(self, sheet):
-        if self.figure is None:
-            self.figure = plt.figure("Islands of agreement", layout="constrained")
-            self.figure.set_size_inches(*sheet(self.figure))
-            plt.show(block=False)
-        elif self._open():
-            sheet(self.figure)
-            self.figure.canvas.draw_idle()
-        self.answer()
-
-    def answer(self):
-        if self._open():
-            self.figure.canvas.flush_events()
-
-    def close(self):
-        if self.figure is not None:
-            plt.close(self.figure)
-
-    def _open(self):
-        return plt.fignum_exists(self.figure.number)
-
-
-class Page(Nowhere):
-    """A page that matplotlib serves to browsers. A thread of its own answers them and draws, so
-    that it does so while a step is computed."""
-
-    loop = None  # of the one server of this process
-
-    def __init__(self):
-        self.figure = None
-        if Page.loop is None:
-            ready = threading.Event()
-            threading.Thread(target=asyncio.run, args=(self._serve(ready),), daemon=True).start()
-            ready.wait()
-
-    @staticmethod
-    async def _serve(ready):
-        from matplotlib.backends.backend_webagg import WebAggApplication as Server
-
-        try:
-            Server.initialize()
-            Page.loop = asyncio.get_running_loop()
-            say(
-                f"Islands live: http://{Server.address}:{Server.port} (from another machine after: "
-                f"ssh -L {Server.port}:{Server.address}:{Server.port} HOST)"
-            )
-        except (OSError, SystemExit) as error:
-            say(f"--plot_islands: no page ({error}).")
-        finally:
-            ready.set()
-        await asyncio.Event().wait()
-
-    def show(self, sheet):
-        if self.loop is not None:
-            self.loop.call_soon_threadsafe(self._draw, sheet)
-
-    def _draw(self, sheet):
-        if self.figure is None:
-            self.figure = plt.figure("Islands of agreement", layout="constrained")
-            self.figure.set_size_inches(*sheet(self.figure))
-        else:
-            sheet(self.figure)
-        self.figure.canvas.draw_idle()
-
-    def close(self):
-        if self.loop is not None:
-            self.loop.call_soon_threadsafe(lambda: plt.close(self.figure))
+    return matplotlib.get_backend().lower() in windows

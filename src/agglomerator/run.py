@@ -330,15 +330,16 @@ def islands(settings, given):
         data = load_data(settings)
         images, labels = samples(data.test, len(data.classes))
         of_test = data.crop(images), [data.classes[label] for label in labels]
-        pages, name, subject = [of_test], "network", f"{settings.dataset}, test images"
+        pages, kind, subject = [of_test], "test", f"{settings.dataset}, test images"
     else:
-        pages, name, subject = pages_of_files(settings), "images", "own images"
+        pages, kind, subject = pages_of_files(settings), "images", "own images"
     for number, (images, names) in enumerate(pages, 1):
-        title = f"Islands of agreement, {subject}"
+        name = kind if number == 1 else f"{kind}_{number}"
+        title = f"Islands of agreement, {start.path.parent.parent.name}\n{subject}"
         with torch.no_grad():
             states = model.states(normalize(images, *sets.colours_of(settings))).float()
-        sheets = album.sheets(images, names, states, title)
-        paths = album.write(name if number == 1 else f"{name}_{number}", *sheets)
+        levels, iterations = album.sheets(images, names, states, title)
+        paths = album.write(name, levels), album.write(f"{name}_iterations", iterations)
         say("Written: " + ", ".join(map(str, paths)))
 
 

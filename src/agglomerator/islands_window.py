@@ -1,0 +1,75 @@
+"""Shows a picture file in a window, or as a page in the browser, anew whenever it changes.
+
+A program of its own: whatever happens to its window, display or page does not concern the training
+that draws the picture. It ends when its window is closed or when who started it ends.
+
+    python src/agglomerator/islands_window.py PICTURE.png < a pipe that stays open
+"""
+
+import contextlib
+import io
+import os
+import sys
+import threading
+
+import matplotlib
+from matplotlib import pyplot as plt
+
+MILLISECONDS = 300  # between two looks at the file
+
+
+def main(path):
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    try:
+        show(path)
+    except Exception as error:  # each desktop has its own
+        print(f"--plot_islands: no window: {' '.join(str(error).split())}", flush=True)
+
+
+def end_with_parent():
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+def show(path):
+    """Show a PNG file until its window is closed, for ever on a page."""
+    matplotlib.rcParams["webagg.open_in_browser"] = False  # it might be one of the terminal
+    matplotlib.rcParams["figure.raise_window"] = False
+    pixels, seen = plt.imread(path), os.stat(path).st_mtime_ns
+    height, width = pixels.shape[:2]
+    figure = plt.figure("Islands of agreement", figsize=(width / 100, height / 100), dpi=100)
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.axis("off")
+    picture = ax.imshow(pixels)
+
+    def look():
+        nonlocal seen
+        with contextlib.suppress(OSError):  # moved away; another will come
+            if os.stat(path).st_mtime_ns != seen:
+                picture.set_data(plt.imread(path))
+                seen = os.stat(path).st_mtime_ns
+                figure.canvas.draw_idle()
+
+    timer = figure.canvas.new_timer(MILLISECONDS)
+    timer.add_callback(look)
+    timer.start()
+    if matplotlib.get_backend().lower() == "webagg":
+        tell_address()
+    with contextlib.redirect_stdout(io.StringIO()):
+        plt.show()
+
+
+def tell_address():
+    from matplotlib.backends.backend_webagg import WebAggApplication as Server
+
+    Server.initialize()
+    where = f"{Server.address}:{Server.port}"
+    print(
+        f"Islands live: http://{where} (from another machine first: ssh -L {Server.port}:{where} "
+        "THIS_MACHINE)",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
