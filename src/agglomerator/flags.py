@@ -16,6 +16,7 @@ Agglomerator: interpretable part-whole hierarchies for images.
   python src/main.py --flagfile config/config_digits.cfg
   python src/main.py --flagfile config/config_digits.cfg --supervise --load_checkpoint_dir CKPT
   python src/main.py --flagfile config/config_digits.cfg --mode test --load_checkpoint_dir CKPT
+  python src/main.py --flagfile config/config_digits.cfg --mode islands --load_checkpoint_dir CKPT
 
 Every setting is a flag, on the command line or in a file named by --flagfile, one a line; the
 later one counts.

@@ -251,7 +251,8 @@ def animate(pictures, path, seconds=12):
         with Image.open(picture) as image:
             frames.append(image.convert("RGB"))
     frames = [frame for frame in frames if frame.size == frames[-1].size]
-    palette = frames[-1].quantize(256)
+    some = np.concatenate([np.asarray(frames[i]) for i in chosen(len(frames))])
+    palette = Image.fromarray(some).quantize(256)
     frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     pause = round(1000 * min(0.5, seconds / len(frames)))
     pauses = [pause] * (len(frames) - 1) + [2000]

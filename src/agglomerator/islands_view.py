@@ -52,9 +52,7 @@ class IslandsView(Callback):
     def on_train_start(self, trainer, module):
         self.began = self.drawn_at = time.perf_counter()
         self.spent = self.last = 0.0
-        for frame in self._frames() if self.on else ():
-            if int(frame.stem) > trainer.global_step:  # of a training that this one does not go on
-                frame.unlink()
+        self._try(self._drop_frames, trainer.global_step)
         self._show(trainer, module)
 
     def on_train_batch_end(self, trainer, module, *batch):
@@ -62,15 +60,15 @@ class IslandsView(Callback):
             self._show(trainer, module)
 
     def on_validation_end(self, trainer, module):
-        if trainer.state.fn == "fit" and self._due():
+        if self._due():
             self._show(trainer, module, log=True)
 
     def on_train_end(self, trainer, module):
         self._show(trainer, module, log=True)
-        self._animate()
+        self._try(self._animate)
 
     def on_exception(self, trainer, module, exception):
-        self._animate()
+        self._try(self._animate)
 
     def on_test_end(self, trainer, module):
         self._show(trainer, module, test=True, log=True)
@@ -87,18 +85,21 @@ class IslandsView(Callback):
         return now - self.drawn_at >= SECONDS and self.spent + self.last <= allowed
 
     def _show(self, trainer, module, test=False, log=False):
-        if not self.on:
-            return
         began = time.perf_counter()
-        try:
-            self._draw(trainer, module, test, log)
-        except OSError as error:  # no reason to end a training
-            say(f"--plot_islands: {error.filename}: {error.strerror}; no more pictures.")
-            self.on = False
+        self._try(self._draw, trainer, module, test, log)
         self.drawn_at = time.perf_counter()
         if not test:
             self.last = self.drawn_at - began
             self.spent += self.last
+
+    def _try(self, function, *arguments):
+        """Call it if this process draws. A full disk is no reason to end a training."""
+        try:
+            if self.on:
+                function(*arguments)
+        except OSError as error:
+            say(f"--plot_islands: {error.filename}: {error.strerror}; no more pictures.")
+            self.on = False
 
     def _draw(self, trainer, module, test, log):
         data = module.data
@@ -109,9 +110,10 @@ class IslandsView(Callback):
         if test:
             name, when = f"{self.stage}_test", "test images"
         else:
-            step = trainer.global_step
-            name, when = self.stage, f"{self.stage} training, epoch {trainer.current_epoch + 1}"
-            when = f"{when}, step {step}" if step else "before training"
+            name, step = self.stage, trainer.global_step
+            epoch = min(trainer.current_epoch + 1, trainer.max_epochs)
+            when = f"{self.stage} training, epoch {epoch}, step {step}"
+            when = when if step else "before training"
         title = f"Islands of agreement, {data.settings.dataset}\n{when}"
         sheets = self.album.sheets(data.crop(images), names, states, title)
         paths = {"islands": self.album.write(name, sheets[0])}
@@ -127,6 +129,12 @@ class IslandsView(Callback):
     def _frames(self):
         return sorted(self.frames.glob("[0-9]" * 10 + ".png"))
 
+    def _drop_frames(self, step):
+        """Drop those after a step: of a training that this one does not go on with."""
+        for frame in self._frames():
+            if int(frame.stem) > step:
+                frame.unlink()
+
     def _keep_frame(self, picture, step):
         """Keep a picture for the animation; at most `MOST_FRAMES`, evenly over the training."""
         self.frames.mkdir(parents=True, exist_ok=True)
@@ -138,7 +146,7 @@ class IslandsView(Callback):
             frames[1 + gaps.index(min(gaps))].unlink()
 
     def _animate(self):
-        frames = self._frames() if self.on else []
+        frames = self._frames()
         if len(frames) > 1:
             animate(frames, self.album.folder / f"{self.stage}.gif")
 

@@ -335,7 +335,7 @@ def islands(settings, given):
         pages, kind, subject = pages_of_files(settings), "images", "own images"
     for number, (images, names) in enumerate(pages, 1):
         name = kind if number == 1 else f"{kind}_{number}"
-        title = f"Islands of agreement, {start.path.parent.parent.name}\n{subject}"
+        title = f"Islands of agreement, {settings.exp_name}\n{subject}"
         with torch.no_grad():
             states = model.states(normalize(images, *sets.colours_of(settings))).float()
         levels, iterations = album.sheets(images, names, states, title)

@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+import torch
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from PIL import Image
+
+from agglomerator.islands_pictures import (
+    Album,
+    Projection,
+    animate,
+    chosen,
+    draw_iterations,
+    draw_levels,
+    to_srgb,
+)
+
+
+@pytest.fixture
+def states():
+    """(3 times, 2 images, 16 columns, 2 levels, 8)"""
+    return torch.randn(3, 2, 16, 2, 8, generator=torch.Generator().manual_seed(0))
+
+
+def texts(figure):
+    return [text.get_text() for ax in figure.axes for text in (ax.xaxis.label, ax.title)]
+
+
+def test_colours_of_cielab():
+    # L* of 60, a* and b* of 0 is the gray 145 of 255 in sRGB.
+    assert to_srgb(np.zeros(3)) * 255 == pytest.approx([145, 145, 145], abs=1)
+    dark, light = to_srgb(np.array([[-1, 0, 0], [1, 0, 0]]))
+    assert np.ptp(dark) < 0.01 and np.ptp(light) < 0.01 and light[0] - dark[0] > 0.5
+    blue, yellow = to_srgb(np.array([[0, -0.7, 0], [0, 0.7, 0]]))
+    assert blue[2] > blue[:2].max() and yellow[2] < yellow[:2].min()
+    green, red = to_srgb(np.array([[0, 0, -0.7], [0, 0, 0.7]]))
+    assert green[1] > green[0] and red[0] > red[1]
+
+
+def test_equal_vectors_have_equal_colours_whenever_and_wherever(states):
+    states[2, 1, 5] = 3 * states[0, 0, 9]
+    colours = Projection.fit(states[-1]).colours(states)
+    assert colours.shape == (3, 2, 2, 4, 4, 3)
+    assert colours.min() >= 0 and colours.max() <= 1
+    np.testing.assert_allclose(colours[2, 1, :, 1, 1], colours[0, 0, :, 2, 1], atol=1e-6)
+
+
+def test_main_axis_is_told_by_lightness_and_small_differences_do_not_show(states):
+    states = torch.zeros(1, 16, 1, 4)
+    states[..., 0], states[:, :8, :, 1], states[:, 8:, :, 1] = 1, 0.5, -0.5
+    one, other = Projection.fit(states).colours(states)[0, 0, [0, 3], 0]
+    assert abs(one.mean() - other.mean()) > 0.5
+    states[..., 1] *= 1e-3
+    one, other = Projection.fit(states).colours(states)[0, 0, [0, 3], 0]
+    assert abs(one - other).max() < 0.02
+
+
+def test_a_later_album_of_the_folder_has_the_same_colours(tmp_path, states):
+    image = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    colours = []
+    for i in range(2):
+        sheets = Album(tmp_path, 0.8).sheets(image, "ab", states + 5 * i, "title")
+        colours.append(sheets[0].keywords["colours"])
+        expected = Projection.fit(states[-1]).colours(states[-1] + 5 * i)
+        np.testing.assert_allclose(colours[i], expected)
+    assert not np.allclose(*colours)
+
+
+def test_one_row_an_image_with_outlines_and_numbers():
+    labels = torch.tensor([[0, 0], [2, 2]]).expand(2, 3, 2, 2).clone()
+    labels[1, 2] = 0
+    figure = Figure()
+    colours = np.zeros((2, 3, 2, 2, 3))
+    draw_levels(figure, torch.zeros(2, 3, 8, 8), ["cat", "dog"], colours, labels, "t", "n")
+    assert len(figure.axes) == 2 * 4
+    names = [ax.get_ylabel() for ax in figure.axes[::4]]
+    assert names == ["cat", "dog"]
+    found = texts(figure)
+    assert found.count("2 islands") == 5 and found.count("1 island") == 1
+    assert "level 0\n(parts)" in found and "level 2\n(whole)" in found
+    (outline, _) = (c for c in figure.axes[1].collections if isinstance(c, LineCollection))
+    assert [segment.tolist() for segment in outline.get_segments()] == [
+        [[-0.5, 0.5], [0.5, 0.5]],
+        [[0.5, 0.5], [1.5, 0.5]],
+    ]
+    assert not figure.axes[7].collections[0].get_segments()
+
+
+def test_iterations_in_a_row_and_no_more_than_fit():
+    figure = Figure()
+    labels, colours = torch.zeros(21, 2, 4, 4).long(), np.zeros((21, 2, 4, 4, 3))
+    width, _ = draw_iterations(figure, torch.zeros(1, 8, 8), colours, labels, "t", "n")
+    found = texts(figure)
+    assert "t = 0" in found and "t = 20" in found and len(figure.axes) == 2 * 9
+    assert width < 10
+    assert chosen(3) == [0, 1, 2] and len(chosen(1000)) == 8
+
+
+def test_animation_has_the_pictures_in_order(tmp_path):
+    paths = []
+    for i, colour in enumerate(["red", "lime", "blue"]):
+        paths.append(tmp_path / f"{i}.png")
+        Image.new("RGB", (8, 8), colour).save(paths[-1])
+    paths.insert(1, tmp_path / "other size.png")
+    Image.new("RGB", (9, 8)).save(paths[1])
+    animate(paths, tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as found:
+        assert found.n_frames == 3
+        for i, channel in enumerate((0, 1, 2)):
+            found.seek(i)
+            assert np.argmax(found.convert("RGB").getpixel((4, 4))) == channel
