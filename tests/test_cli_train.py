@@ -78,12 +78,6 @@ def test_schedule_counts_accumulated_batches_and_holds_its_last_value(stage_one)
         assert rate == pytest.approx(expected[min(step, 11)])
 
 
-def test_islands_are_drawn_as_pictures(stage_one):
-    pictures = list((stage_one.output / "small" / "islands").glob("*.png"))
-    assert len(pictures) >= 2
-    assert all(path.read_bytes().startswith(PNG) for path in pictures)
-
-
 def test_the_next_command_trains_the_classifier(stage_one, tmp_path):
     (line,) = (line for line in stage_one.stdout.splitlines() if line.startswith("Next: "))
     words = shlex.split(line.removeprefix("Next: "))

@@ -1,0 +1,94 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, run_program, small_run
+from PIL import Image
+
+from agglomerator import load_checkpoint
+from agglomerator.data.folder import pages_of_files
+from agglomerator.data.module import Data
+from agglomerator.islands import count, islands
+from agglomerator.settings import Settings, UserError
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def is_picture(path):
+    return path.read_bytes().startswith(PNG)
+
+
+def test_training_draws_logs_and_animates_islands(stage_one):
+    folder = stage_one.output / "small" / "islands"
+    for name in ("contrastive.png", "contrastive_iterations.png"):
+        assert is_picture(folder / name)
+    frames = sorted((folder / "frames" / "contrastive").iterdir())
+    assert [int(frames[i].stem) for i in (0, -1)] == [0, 24]
+    with Image.open(folder / "contrastive.gif") as animation:
+        assert animation.n_frames == len(frames)
+    header, *_ = (stage_one.output / "small/logs/contrastive/metrics.csv").read_text().splitlines()
+    for name in ("agreement", "number", "size", "inside"):
+        assert {f"val_islands_{name}_{level}" for level in (0, 1)} <= set(header.split(","))
+
+
+def test_scores_of_a_test_are_those_of_its_islands(stage_one_checkpoint, tmp_path):
+    result = small_run(
+        tmp_path,
+        "--exp_name=tested",
+        "--mode=test",
+        "--island_threshold=0.5",
+        f"--load_checkpoint_dir={stage_one_checkpoint}",
+    )
+    record = json.loads((tmp_path / "tested" / "test_contrastive.json").read_text())["islands"]
+    assert record["threshold"] == 0.5 and len(record["rows"]) == 2
+    assert "level 1" in result.stdout and "cosine of at least 0.5" in result.stdout
+
+    model = load_checkpoint(stage_one_checkpoint)
+    data = Data(Settings(**vars(model.settings) | {"dataset": "digits"}))
+    data.setup()
+    images, _ = data.test.dataset[:]
+    assert record["images"] == len(images)
+    with torch.no_grad():
+        number, inside = count(islands(model.states(data.view(images))[-1], 0.5))
+    for level, row in enumerate(record["rows"]):
+        assert row["of"] == f"level {level}"
+        assert row["number"] == pytest.approx(number[:, level].mean().item(), rel=1e-3)
+        assert row["inside"] == pytest.approx(inside[:, level].mean().item(), abs=1e-3)
+        assert row["size"] == pytest.approx(16 / row["number"])
+
+
+def test_islands_of_test_images_and_of_own_ones(stage_one_checkpoint, tmp_path):
+    flags = "--exp_name=drawn", "--mode=islands", f"--load_checkpoint_dir={stage_one_checkpoint}"
+    small_run(tmp_path, *flags)
+    folder = tmp_path / "drawn" / "islands"
+    assert is_picture(folder / "test.png") and is_picture(folder / "test_iterations.png")
+    projection = (folder / "projection.npz").read_bytes()
+
+    own = tmp_path / "own" / "deeper"
+    own.mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    for i in range(9):
+        pixels = draw.integers(255, size=(20 + i, 31, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(own / f"{i}.{('png', 'jpg', 'bmp')[i % 3]}")
+    (own / "notes.txt").write_text("no image")
+    result = small_run(tmp_path, *flags, f"--images={own.parent}")
+    names = "images.png", "images_iterations.png", "images_2.png", "images_2_iterations.png"
+    assert all(is_picture(folder / name) and name in result.stdout for name in names)
+    assert (folder / "projection.npz").read_bytes() == projection
+
+
+def test_own_images_that_cannot_be_drawn(stage_one_checkpoint, tmp_path):
+    flags = *SMALL, f"--output_dir={tmp_path}", f"--load_checkpoint_dir={stage_one_checkpoint}"
+    said = run_program(*flags, "--mode=islands", f"--images={tmp_path}", ok=False).stderr
+    assert said == f"error: --images={tmp_path}: there is no image in it.\n"
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(PNG)
+    for path, words in {broken: "cannot be read", tmp_path / "none": "no such file"}.items():
+        with pytest.raises(UserError, match=words) as error:
+            list(pages_of_files(Settings(mode="islands", images=str(path))))
+        assert str(path) in str(error.value)
+    skipping = Settings(mode="islands", images=str(broken), skip_unreadable=True)
+    assert list(pages_of_files(skipping)) == []
+    with pytest.raises(UserError, match="only --mode=islands"):
+        Settings(mode="test", images=str(broken))
