@@ -13,6 +13,9 @@ from matplotlib.figure import Figure
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from agglomerator.meaning import mistakes
+from agglomerator.stages import classified_by
+
 
 def run_folder(settings):
     """The folder of a run."""
@@ -95,7 +98,7 @@ def write_test(folder, stage, record, confusion, classes):
     return paths
 
 
-def record_of(settings, stage, checkpoint, loss, top5, confusion, classes):
+def record_of(settings, stage, checkpoint, loss, top5, confusion, classes, hierarchy=None):
     """The figures of a test as a dictionary."""
     counts = confusion.sum(1)
     correct = confusion.diagonal()
@@ -104,7 +107,7 @@ def record_of(settings, stage, checkpoint, loss, top5, confusion, classes):
         "dataset": settings.dataset,
         "stage": stage,
         "checkpoint": str(checkpoint),
-        "classified_by": "nearest class mean" if stage == "contrastive" else "classifier",
+        "classified_by": classified_by(stage),
         "images": int(counts.sum()),
         "loss": loss,
         "top1": top1,
@@ -117,6 +120,9 @@ def record_of(settings, stage, checkpoint, loss, top5, confusion, classes):
         name: None if np.isnan(share) else float(share)
         for name, share in zip(classes, per_class, strict=True)
     }
+    if hierarchy is not None:
+        record["hierarchy"] = hierarchy.name
+        record["mistakes"] = mistakes(confusion, hierarchy)
     record["confusion_matrix"] = confusion.tolist()
     return record
 
@@ -153,6 +159,11 @@ def lines_of(record):
     ]
     if "top5" in record:
         lines.append(f"top-5     {record['top5']:.2%}")
+    if record.get("mistakes"):
+        lines.append(
+            f"mistakes  {record['mistakes']['distance']:.3f} steps away in the hierarchy "
+            f"{record['hierarchy']}, random ones {record['mistakes']['random']:.3f}"
+        )
     lines.append("per class")
     width = max(map(len, record["per_class"]))
     for name, share in record["per_class"].items():

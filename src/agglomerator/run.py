@@ -15,14 +15,14 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from agglomerator import checkpoints, flags, processes, report
+from agglomerator import checkpoints, flags, meaning, meaning_pictures, processes, report
 from agglomerator.data import sets
 from agglomerator.data.module import Data
 from agglomerator.model import Agglomerator
 from agglomerator.report import command, run_folder, say
 from agglomerator.settings import INPUT_SETTINGS, MODEL_SETTINGS, UserError
 from agglomerator.stages import Stage, stage_of
-from agglomerator.trainer import build_trainer, keep_metrics, quiet_libraries
+from agglomerator.trainer import build_loggers, build_trainer, keep_metrics, quiet_libraries
 
 STAGE_PREFIX = {"contrastive": "", "supervised": "supervised_", "finetuned": "finetuned_"}
 
@@ -151,13 +151,19 @@ def train(settings, given, advise=True):
     minutes = (time.monotonic() - began) / 60
     say(f"\n{stage} training: {trainer.current_epoch} epochs, {minutes:.1f} minutes")
     report.summarise(trainer, best_path, last.best_model_path)
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            rank_zero_only(logger.experiment.finish)()  # the next stage is a run of its own
+    finish(trainer.loggers)
     if advise:
         following = {"supervise": True} if stage == "contrastive" else {"mode": "test"}
         say(f"Next: {command(settings, load_checkpoint_dir=best_path, **following)}")
     return best_path
+
+
+@rank_zero_only
+def finish(loggers):
+    """End the runs of Weights & Biases: what follows is a run of its own."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
 
 
 def tell_blindness(settings):
@@ -190,12 +196,7 @@ def test(settings, given):
     trained_on = start.settings.get("dataset", settings.dataset)
     if "dataset" in given and trained_on != settings.dataset:
         say(f"{start.path} was trained on {trained_on}, not on {settings.dataset}.")
-    if start.stage is None and not settings.supervise:
-        say(f"{start.path} does not name its stage: taken as stage one (--supervise: stage two).")
-    if start.stage is not None:
-        settings = settings.replace(
-            supervise=start.stage != "contrastive", finetune=start.stage == "finetuned"
-        )
+    settings = as_trained(settings, start)
     stage = stage_of(settings)
     settings, model = network(settings, given, start)
     data = load_data(settings)
@@ -216,6 +217,7 @@ def test(settings, given):
         float(module.top5.compute()),
         module.confusion.compute().cpu().numpy(),
         data.classes,
+        data.hierarchy,
     )
     confusion = np.array(record["confusion_matrix"])
     paths = report.write_test(folder, stage, record, confusion, data.classes)
@@ -228,19 +230,50 @@ def test(settings, given):
 
 @rank_zero_only
 def freeze(settings, given):
-    """Write the embeddings and labels of all images as .npy files, in data-set order."""
+    """Write the embeddings and labels of all images as .npy files, in data-set order; draw and
+    score how the classes lie in the embedding of the test images."""
     start = checkpoint_needed(settings)
+    settings = as_trained(settings, start)
+    stage = stage_of(settings)
     settings, model = network(settings, given, start)
     data = load_data(settings)
     folder = run_folder(settings)
     folder.mkdir(parents=True, exist_ok=True)
     module = Stage(model, settings, data)
-    trainer = build_trainer(settings, stage_of(settings), logs=False)
+    trainer = build_trainer(settings, stage, logs=False)
     for name in ("train", "val", "test"):
         embedding, labels = embed(trainer, module, data, getattr(data, name))
         save_array(folder / f"features_{name}.npy", embedding.numpy())
         save_array(folder / f"labels_{name}.npy", labels.numpy())
         say(f"{folder}/features_{name}.npy  {tuple(embedding.shape)}, labels_{name}.npy")
+        if name == "train" and stage == "contrastive":
+            module.set_class_means(embedding, labels)
+    if not embedding.isfinite().all():
+        raise UserError(
+            f"{start.path}: its embedding is not finite, and cannot be drawn or scored."
+        )
+    with torch.no_grad():
+        predicted = module.logits(embedding.to(model.wl.dtype)).argmax(1)
+    arrays = embedding.numpy(), labels.numpy(), predicted.numpy()
+    record = meaning.record_of(settings, stage, start.path, *arrays, data)
+    points, figures = meaning_pictures.draw(*arrays[:2], record["scores"], settings, data)
+    say("\n".join(meaning.lines_of(record)))
+    paths = meaning_pictures.write(folder, record, figures)
+    say("Written: " + ", ".join(map(str, paths)))
+    loggers = build_loggers(settings, folder / "logs", "freeze")
+    meaning_pictures.log(loggers, points, figures, *arrays[::2], data)
+    finish(loggers)
+
+
+def as_trained(settings, start):
+    """The settings with the stage of a checkpoint, where it names it."""
+    if start.stage is None and not settings.supervise:
+        say(f"{start.path} does not name its stage: taken as stage one (--supervise: stage two).")
+    if start.stage is None:
+        return settings
+    return settings.replace(
+        supervise=start.stage != "contrastive", finetune=start.stage == "finetuned"
+    )
 
 
 def embed(trainer, module, data, subset):

@@ -115,6 +115,12 @@ class Settings:
     objects: int = setting(
         "data", 1, "PartWhole: the greatest number of objects in a scene.", low=1, high=9
     )
+    hierarchy: str | None = setting(
+        "data",
+        None,
+        "File that puts the classes into super-classes, a line for each, as animals/birds: duck, "
+        "swan; None: the known one of the data set or of its class names, if there is one.",
+    )
     augmentation: str = setting(
         "data",
         "randaugment",

@@ -21,6 +21,11 @@ def stage_of(settings):
     return "supervised" if settings.supervise else "contrastive"
 
 
+def classified_by(stage):
+    """What names the class of an image after a stage."""
+    return "nearest class mean" if stage == "contrastive" else "classifier"
+
+
 class OneCycle(OneCycleLR):
     """The one-cycle schedule, which holds its last value after its end."""
 
@@ -85,7 +90,7 @@ class Stage(LightningModule):
             views = labels.repeat(2)
             self.class_sums.index_add_(0, views, embedding.detach().to(self.class_sums.dtype))
         else:
-            logits = self._classify(self.data.augmented_view(images, draw))
+            logits = self.logits(self._embed(self.data.augmented_view(images, draw)))
             loss = F.cross_entropy(logits, labels)
             self.train_accuracy(logits, labels)
             self.log("train_acc", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
@@ -107,9 +112,15 @@ class Stage(LightningModule):
         )
         return loss, embedding
 
-    def _classify(self, views):
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage == "finetuned"):
-            embedding = self.model(views)
+    def _embed(self, views):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage != "supervised"):
+            return self.model(views)
+
+    def logits(self, embedding):
+        """embedding (B, contr_dim) -> (B, n_classes): logits of the classifier; in stage one the
+        cosines to the class means."""
+        if self.stage == "contrastive":
+            return embedding.float() @ F.normalize(self.class_sums.float(), dim=-1).mT
         return self.model.classification_head_from_contr(embedding)
 
     def on_train_start(self):
@@ -147,13 +158,11 @@ class Stage(LightningModule):
         self.log("test_loss", loss, batch_size=len(batch[1]))
 
     def _evaluate(self, batch, batch_idx):
-        """Loss, and logits: of the classifier, or cosines to the class means in stage one."""
+        """Loss and logits."""
         images, labels = batch
-        view = self.data.view(images)
+        logits = self.logits(self.model(self.data.view(images)))
         if self.stage == "contrastive":
-            loss, _ = self._contrast(images, labels, self._chance(batch_idx))
-            return loss, self.model(view).float() @ F.normalize(self.class_sums.float(), dim=-1).mT
-        logits = self._classify(view)
+            return self._contrast(images, labels, self._chance(batch_idx))[0], logits
         return F.cross_entropy(logits, labels), logits
 
     def predict_step(self, batch, batch_idx):
