@@ -12,17 +12,31 @@ def tokens(weights, flags, images, train=False, statistics=None):
     g, p = flags["conv_image_size"], flags["patch_size"]
     stride = math.ceil(flags["image_size"] / g)
     conv_stride, pool_stride = {4: (2, 2), 2: (2, 1), 1: (1, 1)}[stride]
-    x = images
-    for i in range(0, 3 * flags.get("tokenizer_depth", 3), 3):
-        name = f"image_to_tokens.0.block.{i}.weight"
-        x = F.conv2d(x, weights[name], stride=conv_stride if i == 0 else 1, padding=1)
-        norm = f"image_to_tokens.0.block.{i + 1}."
+
+    def convolution(x, i, stride=1, block=""):
+        at = f"image_to_tokens.0.block.{block}"
+        x = F.conv2d(x, weights[f"{at}{i}.weight"], stride=stride, padding=1)
+        norm = f"{at}{i + 1}."
         mean, var = (weights[norm + k].clone() for k in ("running_mean", "running_var"))
         x = F.batch_norm(x, mean, var, weights[norm + "weight"], weights[norm + "bias"], train)
         if statistics is not None:
-            statistics |= {norm + "running_mean": mean, norm + "running_var": var}
-        x = x.relu()
-    x = F.max_pool2d(x, 3, pool_stride, 1)  # (B, E, G, G)
+            statistics.update({norm + "running_mean": mean, norm + "running_var": var})
+        return x.relu()
+
+    def pool(x):
+        return F.max_pool2d(x, 3, pool_stride, 1)
+
+    depth = flags.get("tokenizer_depth", 3)
+    x = convolution(images, 0, conv_stride)
+    if flags.get("tokenizer") == "residual":
+        x = pool(convolution(x, 3))
+        for i in range(7, 7 + depth):
+            x = x + convolution(convolution(x, 0, block=f"{i}.block."), 3, block=f"{i}.block.")
+        x = convolution(x, 7 + depth)
+    else:
+        for i in range(3, 3 * depth, 3):
+            x = convolution(x, i)
+        x = pool(x)  # (B, E, G, G)
     s = g // p
     columns = [
         x[:, :, i * p : (i + 1) * p, j * p : (j + 1) * p].flatten(1)

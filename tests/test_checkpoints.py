@@ -61,8 +61,9 @@ def test_published_checkpoint_brings_its_own_tokenizer_and_head(case, published)
     assert (model.settings.head, model.settings.tokenizer_depth) == ("flatten", 3)
 
 
-def test_shapes_tell_the_flags_of_the_head_and_the_tokenizer(tmp_path):
-    flags = {"head": "grid", "tokenizer_width": 5, "tokenizer_depth": 4}
+@pytest.mark.parametrize("tokenizer", ["convmlp", "residual"])
+def test_shapes_tell_the_flags_of_the_head_and_the_tokenizer(tmp_path, tokenizer):
+    flags = {"head": "grid", "tokenizer": tokenizer, "tokenizer_width": 5, "tokenizer_depth": 4}
     weights = Agglomerator(**SMALL, **flags).state_dict()
     found = read(save_published(tmp_path / "p.ckpt", weights)).settings
     assert {name: found[name] for name in flags} == flags

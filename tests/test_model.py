@@ -30,6 +30,8 @@ CONFIGURATIONS = {
     "full grid": dict(image_size=8, conv_image_size=8, levels=3),
     "full grid, patches": dict(image_size=8, conv_image_size=8, patch_size=4, patch_dim=32),
     "wide and deep tokenizer": dict(tokenizer_width=5, tokenizer_depth=4),
+    "residual tokenizer": dict(tokenizer="residual", tokenizer_width=5, tokenizer_depth=2),
+    "residual tokenizer, full grid": dict(tokenizer="residual", image_size=8, conv_image_size=8),
     "grid head": dict(head="grid", image_size=24, conv_image_size=6),
     "grid head on fewer columns": dict(head="grid", patch_size=2, patch_dim=8),
     "rounded up": dict(image_size=13, conv_image_size=4),

@@ -6,6 +6,7 @@ internals of its scheduler, which are passed over.
 """
 
 import dataclasses
+import re
 import zipfile
 from pathlib import Path
 
@@ -24,7 +25,7 @@ PASSED_OVER = ("builtins.getattr", "torch.optim.", "pytorch_lightning.", "pl_bol
 
 
 # A published checkpoint always brings its own, whatever a config for the same data says.
-PUBLISHED_PARTS = ("head", "tokenizer_width", "tokenizer_depth")
+PUBLISHED_PARTS = ("head", "tokenizer", "tokenizer_width", "tokenizer_depth")
 
 
 class _Inert:
@@ -153,13 +154,15 @@ def shapes_show(weights):
     hidden, width = weights["contrastive_head.5.weight"].shape
     flat = hidden == width == n_columns * patch_dim
     channels = convs[0][0]
+    residual = any(re.match(r"image_to_tokens\.0\.block\.\d+\.block\.", name) for name in weights)
     settings = {
         "patch_size": patch_size,
         "patch_dim": patch_dim,
         "levels": levels,
         "n_channels": convs[0][1],
         "tokenizer_width": None if channels == convs[-1][0] // 2 else channels,
-        "tokenizer_depth": len(convs),
+        "tokenizer": "residual" if residual else "convmlp",
+        "tokenizer_depth": (len(convs) - 3) // 2 if residual else len(convs),
         "head": "flatten" if flat else "grid",
         "conv_image_size": grid,
         "image_size": 4 * grid,

@@ -23,8 +23,28 @@ from agglomerator.settings import Settings
 SELF_SCORE = -5e-4
 
 
+def convolution(c_in, c_out, stride=1):
+    """3x3 convolution without bias, BatchNorm, ReLU: three modules."""
+    conv = nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight)
+    return conv, BatchNorm2d(c_out), nn.ReLU()
+
+
+class Residual(nn.Module):
+    """Two convolutions whose result is added to their input (He et al. 2016, arXiv 1512.03385)."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.block = nn.Sequential(
+            *convolution(channels, channels), *convolution(channels, channels)
+        )
+
+    def forward(self, x):
+        return x + self.block(x)
+
+
 class Tokenizer(nn.Module):
-    """Convolutional tokenizer (ConvMLP, Li et al. 2021, arXiv 2109.04454).
+    """Convolutional tokenizer.
 
     (B, n_channels, image_size, image_size) -> (B, E, G, G), where G is image_size / stride,
     rounded up.
@@ -34,21 +54,29 @@ class Tokenizer(nn.Module):
         channels: E, channels of the output.
         stride: 4 as published (the first convolution and the pooling halve the grid), 2 (only the
             convolution does) or 1.
-        width: channels of all convolutions but the last; None for E / 2, as published.
-        depth: number of convolutions, 3 as published.
+        kind: "convmlp" as published (ConvMLP, Li et al. 2021, arXiv 2109.04454): convolutions, then
+            pooling. "residual": two convolutions, pooling, residual blocks of twice the width on
+            the output grid, and a convolution.
+        width: channels of the first convolution, of convmlp also of all others but the last; None
+            for E / 2, as published.
+        depth: number of convolutions of convmlp, 3 as published; number of residual blocks.
     """
 
-    def __init__(self, n_channels, channels, stride=4, width=None, depth=3):
+    def __init__(self, n_channels, channels, stride=4, kind="convmlp", width=None, depth=3):
         super().__init__()
         conv_stride, pool_stride = {4: (2, 2), 2: (2, 1), 1: (1, 1)}[stride]
-        widths = [n_channels, *[width or channels // 2] * (depth - 1), channels]
-        layers = []
-        for i in range(depth):
-            step = conv_stride if i == 0 else 1
-            conv = nn.Conv2d(widths[i], widths[i + 1], 3, stride=step, padding=1, bias=False)
-            nn.init.kaiming_normal_(conv.weight)
-            layers += [conv, BatchNorm2d(widths[i + 1]), nn.ReLU()]
-        self.block = nn.Sequential(*layers, nn.MaxPool2d(3, stride=pool_stride, padding=1))
+        width = width or channels // 2
+        pool = nn.MaxPool2d(3, stride=pool_stride, padding=1)
+        layers = [*convolution(n_channels, width, conv_stride)]
+        if kind == "convmlp":
+            for _ in range(depth - 2):
+                layers += convolution(width, width)
+            layers += [*convolution(width, channels), pool]
+        else:
+            layers += [*convolution(width, 2 * width), pool]
+            layers += [Residual(2 * width) for _ in range(depth)]
+            layers += convolution(2 * width, channels)
+        self.block = nn.Sequential(*layers)
 
     def forward(self, images):
         # Channels last: no conversion of layouts around each convolution.
@@ -238,6 +266,7 @@ class Agglomerator(nn.Module):
                 s.n_channels,
                 s.token_channels,
                 s.tokenizer_stride,
+                s.tokenizer,
                 s.tokenizer_width,
                 s.tokenizer_depth,
             ),

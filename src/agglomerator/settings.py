@@ -159,13 +159,23 @@ class Settings:
         "Side of the tokenizer's output grid: image_size, or its half or quarter, rounded up.",
         low=1,
     )
+    tokenizer: str = setting(
+        "model",
+        "convmlp",
+        "convmlp (as published): convolutions, then pooling; residual: pooling earlier, then "
+        "residual blocks of twice the width.",
+        choices=("convmlp", "residual"),
+    )
     tokenizer_width: int | None = setting(
         "model",
         None,
-        "Channels of the tokenizer's convolutions but the last; None: half those of the last.",
+        "Channels of the tokenizer's convolutions but the last, of residual those of the first; "
+        "None: half those of the last.",
         low=1,
     )
-    tokenizer_depth: int = setting("model", 3, "Convolutions of the tokenizer.", low=2)
+    tokenizer_depth: int = setting(
+        "model", 3, "Convolutions of the tokenizer; of residual its blocks.", low=2
+    )
     head: str = setting(
         "model",
         "flatten",
