@@ -1,10 +1,15 @@
-"""Pictures of the space of meanings: the embedding in two dimensions and the tree of the classes, as
-files and in loggers."""
+"""Pictures of the space of meanings: the embedding in two dimensions, the tree of the classes."""
 
 import json
 from dataclasses import dataclass
 
+import matplotlib
 import numpy as np
+from matplotlib.colors import to_rgba_array
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from torchvision.transforms.v2.functional import resize
 
 from agglomerator.meaning import ClassTree, Points
 
@@ -24,6 +29,7 @@ class Marks:
             stands above its classes.
         super_legend: of the super-classes alone.
         branches: colours of the super-classes, None where colours are of the classes.
+        note: what colours mean where there is no legend.
     """
 
     colours: list
@@ -31,6 +37,7 @@ class Marks:
     legend: list
     super_legend: list = ()
     branches: list | None = None
+    note: str = ""
 
     @classmethod
     def of(cls, classes, hierarchy, order):
@@ -46,13 +53,12 @@ class Marks:
             hierarchy: or None.
             order: labels in the order of the leaves of the class tree.
         """
-        import matplotlib
-
         ten = matplotlib.color_sequences["petroff10"]
         n = len(classes)
 
         def pair(i):
-            return ten[i % 10], SHAPES[i // 10]
+            darker = 0.6 ** (i // 10)
+            return tuple(darker * part for part in ten[i % 10]), SHAPES[i // 10]
 
         tops = [] if hierarchy is None else hierarchy.super_classes
         if n <= 10 and hierarchy is not None:
@@ -80,14 +86,11 @@ class Marks:
         colours = [GRAY] * n
         for place, label in enumerate(order):
             colours[label] = matplotlib.colormaps["viridis"](place / max(len(order) - 1, 1))
-        return cls(colours, ["o"] * n, [])
+        return cls(colours, ["o"] * n, [], note="; colours in the order of the class tree")
 
 
 def draw_embedding(points, marks, classes, title):
     """Points in two dimensions as a figure: on the main axes, and by t-SNE."""
-    from matplotlib.colors import to_rgba_array
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     figure.suptitle(title, fontsize=11)
     panels = [("PCA", points.pca)] + [("t-SNE", points.tsne)] * (points.tsne is not None)
@@ -113,8 +116,6 @@ def draw_embedding(points, marks, classes, title):
 
 def _name_classes(ax, xy, labels, classes):
     """Write the names of the classes where they are, but none over another: the legend has all."""
-    from matplotlib.patheffects import withStroke
-
     size = np.maximum(np.ptp(xy, axis=0), 1e-12)
     taken = []
     for label in np.unique(labels):
@@ -127,8 +128,6 @@ def _name_classes(ax, xy, labels, classes):
 
 
 def _add_legend(figure, rows, loc, **options):
-    from matplotlib.lines import Line2D
-
     if not rows:
         return
     handles = [
@@ -147,8 +146,6 @@ def _add_legend(figure, rows, loc, **options):
 
 def draw_tree(tree, marks, classes, hierarchy, title):
     """The class tree as a figure. What joins classes of one super-class alone is drawn thick."""
-    from matplotlib.figure import Figure
-
     m = len(tree.present)
     small = m > 30
     figure = Figure(figsize=(WIDTH, min(1.2 + (0.13 if small else 0.25) * m, 80)))
@@ -210,7 +207,7 @@ def draw(embedding, labels, scored, settings, data):
     order = [] if tree is None else tree.present[tree.order]
     marks = Marks.of(classes, hierarchy, order)
     n_images = f"{len(points.rows)} of {len(labels)}" if len(points.rows) < len(labels) else "the"
-    title = f"{name}: embedding of {n_images} test images"
+    title = f"{name}: embedding of {n_images} test images{marks.note}"
     figures = {"embedding": draw_embedding(points, marks, classes, title)}
     if tree is not None:
         title = f"{name}: tree of the class means"
@@ -260,6 +257,7 @@ def log(loggers, points, figures, embedding, predicted, data):
                 label_img=thumbnails / 255,
                 tag="embedding",
             )
+            logger.experiment.flush()
         elif kind == "WandbLogger":
             _log_to_wandb(logger.experiment, points, figures, names, _thumbnails(data, points.rows))
 
@@ -267,8 +265,6 @@ def log(loggers, points, figures, embedding, predicted, data):
 def _thumbnails(data, rows):
     """Images of the test set as people should see them, (P, C, S, S) uint8, at most 64 pixels a
     side: TensorBoard puts all of them into one image that must not grow too large."""
-    from torchvision.transforms.v2.functional import resize
-
     images, _ = data.test.dataset[np.asarray(data.test.indices)[rows].tolist()]
     images = data.crop(images)
     side = images.shape[-1]
@@ -278,7 +274,8 @@ def _thumbnails(data, rows):
 def _log_to_wandb(run, points, figures, names, thumbnails):
     import wandb
 
-    columns = {"image": [wandb.Image(image) for image in thumbnails]} | names
+    pixels = thumbnails.permute(0, 2, 3, 1).squeeze(-1).numpy()
+    columns = {"image": [wandb.Image(image) for image in pixels]} | names
     for name, xy in (("PCA", points.pca), ("t-SNE", points.tsne)):
         if xy is not None:
             columns |= {f"{name} {i + 1}": xy[:, i].tolist() for i in range(2)}

@@ -35,7 +35,12 @@ def summarise(trainer, best_path, last_path):
     say(f"  best        {best_path}")
     say(f"  last        {last_path}")
     say(f"  metrics     {Path(trainer.loggers[0].log_dir) / 'metrics.csv'}")
-    for logger in trainer.loggers:
+    tell_upload(trainer.loggers)
+
+
+def tell_upload(loggers):
+    """Say how what was logged offline gets to Weights & Biases."""
+    for logger in loggers:
         if isinstance(logger, WandbLogger) and logger._offline:
             upload = f"wandb sync {Path(logger.experiment.dir).parent}"
             say(f"  wandb       logged offline; upload by: {upload}")

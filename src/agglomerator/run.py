@@ -262,6 +262,7 @@ def freeze(settings, given):
     say("Written: " + ", ".join(map(str, paths)))
     loggers = build_loggers(settings, folder / "logs", "freeze")
     meaning_pictures.log(loggers, points, figures, *arrays[::2], data)
+    report.tell_upload(loggers)
     finish(loggers)
 
 
