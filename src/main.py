@@ -5,9 +5,7 @@ import sys
 from absl import app, logging
 
 from agglomerator import flags
-from agglomerator.settings import SharedError, UserError
-
-OUT_OF_MEMORY = "out of memory", "not enough memory", "can't allocate memory"  # as PyTorch says it
+from agglomerator.settings import SharedError, UserError, is_out_of_memory
 
 
 def parse(argv):
@@ -38,7 +36,7 @@ def main(parsed):
             raise
         fail(f"{error.filename}: {error.strerror}; name another place, or make room or access.")
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError) or any(word in str(error) for word in OUT_OF_MEMORY):
+        if is_out_of_memory(error):
             fail("out of memory: use a smaller --batch_size, with --accumulate, or network.")
         if not processes.is_fault_of_others(error):
             raise

@@ -44,6 +44,19 @@ class Result:
     output: Path | None = None
 
 
+def clean_environment():
+    """Environment variables of the program: no display, no GPU, no Weights & Biases account, no way
+    to the internet."""
+    names = ("PATH", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "VIRTUAL_ENV")
+    env = {name: os.environ[name] for name in names if name in os.environ}
+    nowhere = "http://127.0.0.1:9"
+    env |= {"HOME": HOME.name, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return env | {"http_proxy": nowhere, "https_proxy": nowhere}
+
+
+ENVIRONMENT = clean_environment()
+
+
 def run_program(*flags, ok=True, environment=()):
     """Run `python src/main.py` from the project's folder: nobody at the keyboard, no display, no
     Weights & Biases account, no way to the internet.
@@ -53,11 +66,7 @@ def run_program(*flags, ok=True, environment=()):
         ok: that it ends with exit status 0 is demanded; else that it does not.
         environment: further environment variables, name to value.
     """
-    names = ("PATH", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "VIRTUAL_ENV")
-    env = {name: os.environ[name] for name in names if name in os.environ}
-    nowhere = "http://127.0.0.1:9"
-    env |= {"HOME": HOME.name, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    env |= {"http_proxy": nowhere, "https_proxy": nowhere} | dict(environment)
+    env = ENVIRONMENT | dict(environment)
     command = [sys.executable, "src/main.py", *map(str, flags)]
     done = subprocess.run(
         command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True

@@ -1,6 +1,7 @@
 import os
 import re
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from conftest import ROOT, save_published
 from PIL import Image
 
 from agglomerator import Agglomerator, load_checkpoint
-from agglomerator.checkpoints import read
+from agglomerator.checkpoints import read, shelve
 from agglomerator.settings import UserError
 
 REFERENCE = ROOT / "tests" / "reference" / "self_radius2.pt"
@@ -81,6 +82,22 @@ def test_given_flags_win_over_stored_ones(stage_one_checkpoint):
     assert load_checkpoint(stage_one_checkpoint).settings.n_iters == 4
     assert load_checkpoint(stage_one_checkpoint, iters=7).settings.n_iters == 7
     assert load_checkpoint(stage_one_checkpoint, denoise_iter=1).settings.denoise_iter == 1
+
+
+def test_shelved_checkpoint_is_small_and_computes_the_same(stage_one_checkpoint, tmp_path):
+    target = tmp_path / "shelved.ckpt"
+    shelve(stage_one_checkpoint, target)
+    assert target.stat().st_size < 0.5 * Path(stage_one_checkpoint).stat().st_size
+    whole, small = load_checkpoint(stage_one_checkpoint), load_checkpoint(target)
+    assert small.settings == whole.settings
+    s = whole.settings
+    images = torch.rand(4, s.n_channels, s.image_size, s.image_size)
+    assert torch.allclose(small(images), whole(images), atol=1e-2)
+
+
+def test_unknown_pretrained_name_lists_those_that_there_are():
+    with pytest.raises(UserError, match="pretrained:nothing: no such network.*pretrained:"):
+        load_checkpoint("pretrained:nothing")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])

@@ -14,6 +14,7 @@ import torch
 import torch.multiprocessing as mp
 from conftest import ROOT, SMALL
 from pytorch_lightning.callbacks import Callback
+from test_resume import rows, same_weights, steps_done, wait_until
 
 from agglomerator import Agglomerator, processes
 from agglomerator.data.module import Data
@@ -169,6 +170,29 @@ def test_death_of_one_process_ends_the_other(tmp_path, victim):
     assert run.returncode != 0
     assert "another process of this training has ended" in stderr
     assert "Traceback" not in stderr
+
+
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(tmp_path):
+    flags = dict(max_epochs=2, lr_speed=2, limit_val=2, iters=1)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    with launch(whole, *BY_ITSELF, **flags) as run:
+        stderr = run.communicate(timeout=100)[1]
+    assert run.returncode == 0, stderr
+    last = parts / "two" / "checkpoints" / "last.ckpt"
+    with launch(parts, *BY_ITSELF, checkpoint_every=0, **flags) as run:
+        wait_until(last.is_file, run)
+        run.send_signal(signal.SIGTERM)
+        stdout, stderr = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM and not stderr
+    assert stdout.count("Stopped by SIGTERM. Go on by: ") == stdout.count("Stopped") == 1
+    assert steps_done(parts / "two")[1]  # in the middle of an epoch
+    with launch(parts, *BY_ITSELF, resume_training=True, **flags) as run:
+        stderr = run.communicate(timeout=100)[1]
+    assert run.returncode == 0, stderr
+    assert rows(parts / "two", "contrastive") == rows(whole / "two", "contrastive")
+    for name in ("best", "last"):
+        path = f"two/checkpoints/{name}.ckpt"
+        assert same_weights(parts / path, whole / path)
 
 
 def children(pid):

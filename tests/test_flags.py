@@ -114,7 +114,8 @@ def test_help_is_grouped_and_ours_alone():
 
 def test_settings_are_written_as_a_flagfile(tmp_path):
     settings = Settings(levels=3, supervise=True, limit_val=2, temperature=0.1)
-    flags.write(settings, tmp_path / "flags.cfg")
+    with (tmp_path / "flags.cfg").open("w", encoding="utf-8") as file:
+        flags.write(settings, file)
     found = parse(f"--flagfile={tmp_path / 'flags.cfg'}")["settings"]
     assert Settings(**found) == settings
 

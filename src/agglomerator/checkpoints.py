@@ -19,6 +19,9 @@ from agglomerator.settings import FIELDS, INPUT_SETTINGS, MODEL_SETTINGS, UserEr
 
 PREFIX = "model."
 
+# Networks that come with the project: `pretrained:NAME` is NAME.ckpt in this folder.
+SHELF, ON_SHELF = Path(__file__).parent / "pretrained", "pretrained:"
+
 # Names that published checkpoints pickle beside their tensors. None of them is needed: an inert
 # object takes the place of each, and any other name is a reason to refuse the file.
 PASSED_OVER = ("builtins.getattr", "torch.optim.", "pytorch_lightning.", "pl_bolts.")
@@ -62,11 +65,14 @@ class Checkpoint:
 def read(path):
     """Read a checkpoint file safely.
 
+    Args:
+        path: of the file, or pretrained:NAME for a network that comes with the project.
+
     Raises:
         UserError: there is no such file, it is broken or of another kind, or it carries code.
     """
-    path = Path(path)
     where = f"--load_checkpoint_dir={path}"
+    path = _from_shelf(str(path), where) if str(path).startswith(ON_SHELF) else Path(path)
     if path.is_dir():
         found = sorted(map(str, path.rglob("*.ckpt")))
         way_out = f"did you mean {found[0]}?" if found else "name the file itself."
@@ -91,14 +97,39 @@ def read(path):
     except (KeyError, ValueError, AttributeError, IndexError, ArithmeticError, RuntimeError):
         raise UserError(f"{where}: holds a network, but not an Agglomerator.") from None
     epoch, step = content.get("epoch"), content.get("global_step")
+    epochs = content.get("epochs_done", epoch + 1 if isinstance(epoch, int) else 0)
     return Checkpoint(
         path=path,
         weights=weights,
         settings=shown | settings,
         stage=stored.get("stage") if isinstance(stored.get("stage"), str) else None,
-        epochs=epoch + 1 if isinstance(epoch, int) else 0,
+        epochs=epochs if isinstance(epochs, int) else 0,
         step=step if isinstance(step, int) else 0,
     )
+
+
+def _from_shelf(name, where):
+    path = SHELF / f"{name.removeprefix(ON_SHELF)}.ckpt"
+    names = sorted(ON_SHELF + found.stem for found in SHELF.glob("*.ckpt"))
+    if ON_SHELF + path.stem not in names:
+        raise UserError(f"{where}: no such network comes with the project; {', '.join(names)} do.")
+    return path
+
+
+def shelve(source, target):
+    """Write what of a checkpoint others need: weights, matrices in float16, settings and progress.
+
+    Args:
+        source: checkpoint of this project.
+        target: file to write, a fifth or less in size.
+    """
+    content = torch.load(source, map_location="cpu", weights_only=True)
+    kept = ("epoch", "global_step", "pytorch-lightning_version", "hyper_parameters")
+    weights = {
+        name: value.half() if value.is_floating_point() and value.dim() > 1 else value
+        for name, value in content["state_dict"].items()
+    }
+    torch.save({name: content[name] for name in kept} | {"state_dict": weights}, target)
 
 
 def _is_plain(value):
@@ -241,7 +272,7 @@ def load_checkpoint(path, **flags):
     """Load a network from a checkpoint of this project or of the published code.
 
     Args:
-        path: of the file.
+        path: of the file, or pretrained:NAME.
         **flags: settings by the names of the flags; those given win over stored ones.
 
     Returns:

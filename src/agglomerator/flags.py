@@ -111,14 +111,13 @@ def _in_words(name):
     return [words.get(kind, "text") for kind in value_types(name)]
 
 
-def write(settings, path):
-    """Write all settings as a flagfile."""
-    lines = (
-        f"--{name}={value}"
+def write(settings, file):
+    """Write all settings as a flagfile to an open file."""
+    file.writelines(
+        f"--{name}={value}\n"
         for name, value in dataclasses.asdict(settings).items()
         if value is not None
     )
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def help_text():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agglomerator.stages import classified_by
+from agglomerator.report import classified_by
 
 POINTS = 2000  # images in a picture: more hide one another, and t-SNE takes minutes
 PERPLEXITY = 30

@@ -12,6 +12,7 @@ from matplotlib.patheffects import withStroke
 from torchvision.transforms.v2.functional import resize
 
 from agglomerator.meaning import ClassTree, Points
+from agglomerator.resume import written_whole
 
 THUMBNAIL = 64  # pixels
 WIDTH = 8.3  # inches, at 100 pixels to the inch the width of a README
@@ -221,11 +222,13 @@ def draw(embedding, labels, scored, settings, data):
 def write(folder, record, figures):
     """Write meaning.json, and each figure as .png and .pdf; returns the paths."""
     paths = [folder / "meaning.json"]
-    paths[0].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    with written_whole(paths[0]) as file:
+        file.write(json.dumps(record, indent=2) + "\n")
     for name, figure in figures.items():
         for kind in ("png", "pdf"):
             paths.append(folder / f"{name}.{kind}")
-            figure.savefig(paths[-1], dpi=150)
+            with written_whole(paths[-1], "wb") as file:
+                figure.savefig(file, format=kind, dpi=150)
     return paths
 
 

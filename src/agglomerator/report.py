@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from agglomerator.meaning import mistakes
-from agglomerator.stages import classified_by
+from agglomerator.resume import written_whole
 
 
 def run_folder(settings):
@@ -27,14 +26,14 @@ def say(text):
     print(text, flush=True)
 
 
-def summarise(trainer, best_path, last_path):
+def summarise(trainer, best_path, last_path, metrics_path):
     """Say how a training ended and where everything lies."""
     for name in ("train_loss", "train_acc", "val_loss", "val_acc"):
         if name in trainer.callback_metrics:
             say(f"  {name:<11} {float(trainer.callback_metrics[name]):.4f}")
     say(f"  best        {best_path}")
     say(f"  last        {last_path}")
-    say(f"  metrics     {Path(trainer.loggers[0].log_dir) / 'metrics.csv'}")
+    say(f"  metrics     {metrics_path}")
     tell_upload(trainer.loggers)
 
 
@@ -91,19 +90,21 @@ def write_test(folder, stage, record, confusion, classes):
         The paths written.
     """
     paths = [folder / f"test_{stage}.json"]
-    paths[0].write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    with written_whole(paths[0]) as file:
+        file.write(json.dumps(record, indent=2) + "\n")
     paths.append(folder / f"confusion_{stage}.csv")
-    with paths[1].open("w", newline="", encoding="utf-8") as file:
+    with written_whole(paths[1]) as file:
         table = csv.writer(file)
         table.writerow(["true \\ predicted", *classes])
         for name, row in zip(classes, confusion.tolist(), strict=True):
             table.writerow([name, *row])
     paths.append(folder / f"confusion_{stage}.png")
-    draw_confusion(confusion, classes, record).savefig(paths[2], dpi=120)
+    with written_whole(paths[2], "wb") as file:
+        draw_confusion(confusion, classes, record).savefig(file, dpi=120)
     return paths
 
 
-def record_of(settings, stage, checkpoint, loss, top5, confusion, classes, hierarchy=None):
+def record_of(settings, stage, checkpoint, loss, top5, confusion, classes):
     """The figures of a test as a dictionary."""
     counts = confusion.sum(1)
     correct = confusion.diagonal()
@@ -125,11 +126,13 @@ def record_of(settings, stage, checkpoint, loss, top5, confusion, classes, hiera
         name: None if np.isnan(share) else float(share)
         for name, share in zip(classes, per_class, strict=True)
     }
-    if hierarchy is not None:
-        record["hierarchy"] = hierarchy.name
-        record["mistakes"] = mistakes(confusion, hierarchy)
     record["confusion_matrix"] = confusion.tolist()
     return record
+
+
+def classified_by(stage):
+    """What names the class of an image after a stage."""
+    return "nearest class mean" if stage == "contrastive" else "classifier"
 
 
 def draw_confusion(confusion, classes, record):

@@ -6,12 +6,10 @@ import os
 import shutil
 import time
 from datetime import datetime
-from pathlib import Path
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -19,10 +17,25 @@ from agglomerator import checkpoints, flags, meaning, meaning_pictures, processe
 from agglomerator.data import sets
 from agglomerator.data.module import Data
 from agglomerator.model import Agglomerator
+from agglomerator.record import hold, recorded
 from agglomerator.report import command, run_folder, say
-from agglomerator.settings import INPUT_SETTINGS, MODEL_SETTINGS, UserError
+from agglomerator.resume import (
+    BestCheckpoint,
+    LastCheckpoint,
+    Stopped,
+    StopSignals,
+    keep_metrics,
+    written_whole,
+)
+from agglomerator.settings import (
+    INPUT_SETTINGS,
+    MODEL_SETTINGS,
+    SharedError,
+    UserError,
+    is_out_of_memory,
+)
 from agglomerator.stages import Stage, stage_of
-from agglomerator.trainer import build_loggers, build_trainer, keep_metrics, quiet_libraries
+from agglomerator.trainer import build_loggers, build_trainer, quiet_libraries
 
 STAGE_PREFIX = {"contrastive": "", "supervised": "supervised_", "finetuned": "finetuned_"}
 
@@ -39,10 +52,14 @@ def run(settings, given):
     """
     quiet_libraries()
     keep_freed_memory()
-    if settings.mode == "all":
-        run_all(settings, given)
-    else:
-        {"train": train, "test": test, "freeze": freeze}[settings.mode](settings, given)
+    modes = {"train": train, "test": test, "freeze": freeze, "all": run_all}
+    try:
+        with StopSignals():
+            modes[settings.mode](settings, given)
+    except Stopped as stopped:
+        say(f"\nStopped by {stopped.signal}. {stopped.go_on}")
+        # Lightning kills a main process whose children end with another status than 0.
+        raise SystemExit(stopped.code if rank_zero_only.rank == 0 else 0) from None
 
 
 def keep_freed_memory():
@@ -60,18 +77,37 @@ def keep_freed_memory():
 
 
 def run_all(settings, given):
-    """Stage one, stage two from its best checkpoint, test, with a picture of the islands."""
-    say("Stage one: contrastive pre-training")
-    stage_one = dataclasses.replace(settings, supervise=False, finetune=False)
-    best = train(stage_one, given, advise=False)
-    say("Stage two: the classifier")
-    stage_two = settings.replace(
-        supervise=True, resume_training=False, load_checkpoint_dir=str(best)
-    )
-    best = train(stage_two, given, advise=False)
+    """Stage one, stage two from its best checkpoint, test, with a picture of the islands; with
+    --resume_training from where this was stopped."""
+    try:
+        say("Stage one: contrastive pre-training")
+        stage_one = settings.replace(supervise=False, finetune=False)
+        best = done_before(stage_one) or train(stage_one, given, advise=False)
+        say("Stage two: the classifier")
+        stage_two = settings.replace(supervise=True)
+        first, last = checkpoint_paths(stage_one)[1], checkpoint_paths(stage_two)[1]
+        resume = settings.resume_training and last.is_file()
+        resume = resume and last.stat().st_mtime > first.stat().st_mtime  # or it is of another run
+        start = last if resume else best
+        stage_two = stage_two.replace(resume_training=resume, load_checkpoint_dir=str(start))
+        best = done_before(stage_two) or train(stage_two, given, advise=False)
+    except Stopped as stopped:
+        stopped.go_on = how_to_go_on(settings)
+        raise
     processes.part()
     say("Test")
     test(settings.replace(plot_islands=True, load_checkpoint_dir=str(best)), given)
+
+
+def done_before(settings):
+    """The best checkpoint of a stage that the run which is gone on with has completed, or None."""
+    best, last = checkpoint_paths(settings)
+    if not (settings.resume_training and last.is_file()):
+        return None
+    if checkpoints.read(last).epochs < of_stage(settings).max_epochs:
+        return None
+    say(f"It is done: {last}")
+    return best if best.is_file() else last
 
 
 def train(settings, given, advise=True):
@@ -79,7 +115,7 @@ def train(settings, given, advise=True):
     stage = stage_of(settings)
     settings = of_stage(settings)
     folder = run_folder(settings)
-    start = checkpoint_to_start(settings, folder)
+    start = checkpoint_to_start(settings)
     if start is None and stage == "supervised":
         raise UserError(
             "--supervise: trains a classifier on a trained network; name its checkpoint by "
@@ -87,35 +123,32 @@ def train(settings, given, advise=True):
             "learn by --finetune."
         )
     settings, model = network(settings, given, start)
+    signals = StopSignals()
+    best_path, last_path = checkpoint_paths(settings)
+    best = BestCheckpoint(best_path, settings.validate_every)
+    last = LastCheckpoint(last_path, settings.checkpoint_every, signals)
+    trainer = build_trainer(settings, stage, [best, last] if settings.limit_val else [last])
+    if trainer.is_global_zero:
+        hold(folder, stage)
     data = load_data(settings)
+    data.check_batch_size(trainer.world_size)
     module = Stage(model, settings, data)
     going_on = settings.resume_training and start is not None and start.stage == stage
     if settings.resume_training and start is not None and not going_on:
         of = "the published format" if start.stage is None else f"the {start.stage} stage"
         say(f"{start.path} is of {of}: the {stage} stage starts from its weights.")
-    prefix = STAGE_PREFIX[stage]
-    best = ModelCheckpoint(
-        folder / "checkpoints",
-        filename=f"{prefix}best",
-        monitor="val_loss",
-        enable_version_counter=False,
-    )
-    last = ModelCheckpoint(
-        folder / "checkpoints",
-        filename=f"{prefix}last",
-        enable_version_counter=False,
-        save_on_train_epoch_end=True,
-    )
-    keepers = [best, last] if settings.limit_val else [last]
-    trainer = build_trainer(settings, stage, [*keepers, LearningRateMonitor("step")])
-    data.check_batch_size(trainer.world_size)
     tell_blindness(settings)
     if going_on:
         check_resumed(settings, start)
-    else:
+    if not going_on or start.path.resolve().parent != best_path.parent.resolve():
         put_aside(folder, stage, start)
-    folder.mkdir(parents=True, exist_ok=True)
-    rank_zero_only(flags.write)(settings, folder / f"{prefix}flags.cfg")
+    prefix = STAGE_PREFIX[stage]
+    metrics = folder / "logs" / stage / "metrics.csv"
+    if trainer.is_global_zero:
+        with written_whole(folder / f"{prefix}flags.cfg") as file:
+            flags.write(settings, file)
+        if going_on:
+            keep_metrics(metrics, start.step)
     steps = len(data.train) // settings.batch_size // trainer.world_size
     trainer.log_every_n_steps = max(1, min(10, steps))
     say(
@@ -125,33 +158,40 @@ def train(settings, given, advise=True):
         f" x {trainer.world_size}; {settings.max_epochs} epochs, learning rate up to "
         f"{settings.learning_rate}"
     )
-    if going_on:
-        keep_metrics(trainer.loggers[0], start.step)
     began = time.monotonic()
     ckpt_path = str(start.path) if going_on else None
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-    except SystemExit:  # Lightning's answer to Ctrl-C
-        saved = (folder / "checkpoints" / f"{prefix}last.ckpt").is_file()
-        say(
-            f"Stopped. Go on by: {command(settings, resume_training=True)}"
-            if saved
-            else "Stopped in the first epoch, of which nothing is kept."
-        )
-        raise SystemExit(130) from None
+        with recorded(settings, folder / f"{prefix}run.json", going_on), signals:
+            trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    except Stopped as stopped:
+        stopped.go_on = how_to_go_on(settings)
+        raise
+    except SharedError:
+        raise
+    except (UserError, OSError):
+        say(f"\nStopped. {how_to_go_on(settings)}")
+        raise
     except Exception as error:
-        known = isinstance(error, UserError | OSError) or processes.is_fault_of_others(error)
-        if known or not going_on or module.epochs_begun > 1:
+        if is_out_of_memory(error):
+            say(f"\nStopped. {how_to_go_on(settings)}")
+            raise UserError(
+                f"--batch_size={settings.batch_size}: out of memory; use a smaller one, and "
+                "--accumulate for as many images to a step."
+            ) from None
+        if processes.is_fault_of_others(error) or not going_on or module.epochs_begun > 1:
             raise
         raise UserError(
             f"--resume_training: {start.path} is not fit to go on from "
             f"({type(error).__name__}: {error}); without this flag its weights alone are taken."
         ) from None
-    best_path = Path(best.best_model_path or last.best_model_path)
+    if not best_path.is_file():
+        best_path = last_path
     minutes = (time.monotonic() - began) / 60
     say(f"\n{stage} training: {trainer.current_epoch} epochs, {minutes:.1f} minutes")
-    report.summarise(trainer, best_path, last.best_model_path)
+    report.summarise(trainer, best_path, last_path, metrics)
     finish(trainer.loggers)
+    if settings.mode == "all" and last.stop:
+        raise Stopped(last.stop)
     if advise:
         following = {"supervise": True} if stage == "contrastive" else {"mode": "test"}
         say(f"Next: {command(settings, load_checkpoint_dir=best_path, **following)}")
@@ -164,6 +204,23 @@ def finish(loggers):
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()
+
+
+def checkpoint_paths(settings):
+    """Paths of the best and the last checkpoint of the stage that the settings ask for."""
+    prefix = STAGE_PREFIX[stage_of(settings)]
+    folder = run_folder(settings) / "checkpoints"
+    return folder / f"{prefix}best.ckpt", folder / f"{prefix}last.ckpt"
+
+
+def how_to_go_on(settings):
+    """The sentence that ends a training which was stopped."""
+    mode = {}
+    if settings.mode == "all":
+        settings, mode = settings.replace(supervise=False, finetune=False), {"mode": "all"}
+    if not checkpoint_paths(settings)[1].is_file():
+        return "It had not come to its first checkpoint; nothing is kept."
+    return f"Go on by: {command(settings, resume_training=True, **mode)}"
 
 
 def tell_blindness(settings):
@@ -187,6 +244,10 @@ def check_resumed(settings, start):
         kept = start.settings.get(name)
         if kept is not None and kept != getattr(settings, name):
             say(f"--{name}: the resumed run keeps {kept}.")
+    for name in ("seed", "batch_size", "accumulate", "limit_train"):
+        before = start.settings.get(name)
+        if before is not None and before != getattr(settings, name):
+            say(f"--{name}: was {before}; the run goes on otherwise than it would have.")
 
 
 @rank_zero_only
@@ -198,12 +259,8 @@ def test(settings, given):
         say(f"{start.path} was trained on {trained_on}, not on {settings.dataset}.")
     settings = as_trained(settings, start)
     stage = stage_of(settings)
-    settings, model = network(settings, given, start)
-    data = load_data(settings)
-    folder = run_folder(settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    module = Stage(model, settings, data)
-    trainer = build_trainer(settings, f"{stage}_test", logs=settings.plot_islands)
+    settings, module, data, folder = opened(settings, given, start, f"test_{stage}")
+    trainer = build_trainer(settings, stage, logs=settings.plot_islands)
     if stage == "contrastive":
         say("Stage one: classes by the nearest mean of the training images.")
         trainer.limit_predict_batches = settings.limit_train
@@ -217,9 +274,11 @@ def test(settings, given):
         float(module.top5.compute()),
         module.confusion.compute().cpu().numpy(),
         data.classes,
-        data.hierarchy,
     )
     confusion = np.array(record["confusion_matrix"])
+    if data.hierarchy is not None:
+        record["hierarchy"] = data.hierarchy.name
+        record["mistakes"] = meaning.mistakes(confusion, data.hierarchy)
     paths = report.write_test(folder, stage, record, confusion, data.classes)
     say("\n".join(report.lines_of(record)))
     if settings.plot_islands:
@@ -235,11 +294,7 @@ def freeze(settings, given):
     start = checkpoint_needed(settings)
     settings = as_trained(settings, start)
     stage = stage_of(settings)
-    settings, model = network(settings, given, start)
-    data = load_data(settings)
-    folder = run_folder(settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    module = Stage(model, settings, data)
+    settings, module, data, folder = opened(settings, given, start, "freeze")
     trainer = build_trainer(settings, stage, logs=False)
     for name in ("train", "val", "test"):
         embedding, labels = embed(trainer, module, data, getattr(data, name))
@@ -253,7 +308,7 @@ def freeze(settings, given):
             f"{start.path}: its embedding is not finite, and cannot be drawn or scored."
         )
     with torch.no_grad():
-        predicted = module.logits(embedding.to(model.wl.dtype)).argmax(1)
+        predicted = module.logits(embedding.to(module.model.wl)).argmax(1).cpu()
     arrays = embedding.numpy(), labels.numpy(), predicted.numpy()
     record = meaning.record_of(settings, stage, start.path, *arrays, data)
     points, figures = meaning_pictures.draw(*arrays[:2], record["scores"], settings, data)
@@ -277,6 +332,17 @@ def as_trained(settings, start):
     )
 
 
+def opened(settings, given, start, what):
+    """What test and freeze begin with: settings, module, data, and the run's folder, held against
+    others that do the same. A training may run beside them."""
+    settings, model = network(settings, given, start)
+    folder = run_folder(settings)
+    hold(folder, what)
+    data = load_data(settings)
+    data.check_limits()
+    return settings, Stage(model, settings, data), data, folder
+
+
 def embed(trainer, module, data, subset):
     """Embeddings (N, contr_dim) and labels (N,) of a subset, in its order, on the CPU."""
     data.trainer = trainer
@@ -287,10 +353,8 @@ def embed(trainer, module, data, subset):
 
 def save_array(path, array):
     """Write a .npy file so that it is there whole or not at all."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with written_whole(path, "wb") as file:
         np.save(file, array)
-    partial.replace(path)
 
 
 def of_stage(settings):
@@ -306,12 +370,12 @@ def of_stage(settings):
     )
 
 
-def checkpoint_to_start(settings, folder):
+def checkpoint_to_start(settings):
     """The checkpoint that training starts from, or None."""
     if settings.load_checkpoint_dir is not None:
         return checkpoints.read(settings.load_checkpoint_dir)
-    last = folder / "checkpoints" / f"{STAGE_PREFIX[stage_of(settings)]}last.ckpt"
     if settings.resume_training:
+        last = checkpoint_paths(settings)[1]
         if not last.is_file():
             raise UserError(
                 f"--resume_training: there is no {last}; name a checkpoint by "
@@ -347,9 +411,8 @@ def network(settings, given, checkpoint):
 def load_data(settings):
     """The data of a run, downloaded and read."""
     data = Data(settings)
-    rank_zero_only(data.prepare_data)()
+    data.prepare_data()
     data.setup()
-    data.check_limits()
     return data
 
 
@@ -361,7 +424,7 @@ def put_aside(folder, stage, start):
     """
     prefix = STAGE_PREFIX[stage]
     names = [f"checkpoints/{prefix}best.ckpt", f"checkpoints/{prefix}last.ckpt"]
-    names += [f"logs/{stage}", f"{prefix}flags.cfg", f"test_{stage}.json"]
+    names += [f"logs/{stage}", f"{prefix}flags.cfg", f"{prefix}run.json", f"test_{stage}.json"]
     names += [f"confusion_{stage}.csv", f"confusion_{stage}.png"]
     if stage == "contrastive":
         names.append("islands")

@@ -30,6 +30,13 @@ class SharedError(UserError):
     """A `UserError` that all processes of a training raise at the same place: one line says it."""
 
 
+def is_out_of_memory(error):
+    """Whether an error tells that there is not enough memory, in the words of Python or PyTorch."""
+    words = "out of memory", "not enough memory", "can't allocate memory"
+    of_torch = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return of_torch or isinstance(error, MemoryError)
+
+
 def setting(group, default, help, choices=None, low=None, high=None):
     """A field of `Settings` with what the command line needs to know of it."""
     metadata = {"group": group, "help": help, "choices": choices, "low": low, "high": high}
@@ -63,7 +70,10 @@ class Settings:
         "run", False, "Let the whole network learn in stage two, not the classifier alone."
     )
     load_checkpoint_dir: str | None = setting(
-        "run", None, "Path of the checkpoint to start from: this project's or a published one."
+        "run",
+        None,
+        "Checkpoint to start from: path of this project's or of a published one, or "
+        "pretrained:NAME, a network that comes with the project.",
     )
     resume_training: bool = setting(
         "run",
@@ -127,6 +137,14 @@ class Settings:
         "How training images are changed: randaugment (as published), crop (shifted by up to an "
         "eighth of their side), flip (shifted so and mirrored).",
         choices=("randaugment", "crop", "flip"),
+    )
+    val_share: float = setting(
+        "data",
+        0.2,
+        "Share of the training images held out for validation, where the data set has no such part "
+        "of its own.",
+        low=0.0,
+        high=0.9,
     )
     limit_train: int | float = setting(
         "data", 1.0, "Share (1.0, 0.1) or number (1, 10) of training batches an epoch.", low=0
@@ -216,6 +234,13 @@ class Settings:
     )
     accumulate: int = setting(
         "training", 1, "Batches whose gradients are added up before one step.", low=1
+    )
+    checkpoint_every: float = setting(
+        "training",
+        10.0,
+        "Minutes between two writes of last.ckpt within an epoch, from which --resume_training "
+        "goes on; it is also written after every epoch.",
+        low=0,
     )
     validate_every: int = setting("training", 1, "Epochs between two validations.", low=1)
 

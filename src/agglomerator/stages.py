@@ -21,11 +21,6 @@ def stage_of(settings):
     return "supervised" if settings.supervise else "contrastive"
 
 
-def classified_by(stage):
-    """What names the class of an image after a stage."""
-    return "nearest class mean" if stage == "contrastive" else "classifier"
-
-
 class OneCycle(OneCycleLR):
     """The one-cycle schedule, which holds its last value after its end."""
 
@@ -58,6 +53,7 @@ class Stage(LightningModule):
         shape = settings.n_classes, settings.contr_dim
         self.register_buffer("class_sums", torch.zeros(shape), persistent=False)
         n_classes = settings.n_classes
+        self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_accuracy = MulticlassAccuracy(n_classes, average="micro", validate_args=False)
         # What Lightning makes of a mean over processes with unequal shares is not exact.
         self.val_loss = MeanMetric(nan_strategy="disable")
@@ -94,8 +90,8 @@ class Stage(LightningModule):
             loss = F.cross_entropy(logits, labels)
             self.train_accuracy(logits, labels)
             self.log("train_acc", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
-        of_all = gather(loss.detach()[None]).mean()
-        self.log("train_loss", of_all, on_step=True, on_epoch=True, prog_bar=True)
+        self.train_loss(gather(loss.detach()[None]).mean())
+        self.log("train_loss", self.train_loss, on_step=True, on_epoch=True, prog_bar=True)
         return loss
 
     def _chance(self, batch_idx):
@@ -135,7 +131,34 @@ class Stage(LightningModule):
 
     def on_train_epoch_start(self):
         self.epochs_begun += 1
+        for metric in (self.train_loss, self.train_accuracy):
+            metric.reset()
         self.class_sums.zero_()
+
+    def _sums(self):
+        """What adds up over an epoch, as pairs of an object and the name of its attribute."""
+        yield self, "class_sums"
+        for metric in (self.train_loss, self.train_accuracy):
+            for name in metric.metric_state:
+                yield metric, name
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["epochs_done"] = self.trainer.fit_loop.epoch_progress.current.processed
+        checkpoint["epoch_so_far"] = [gather(getattr(*sum)[None]).cpu() for sum in self._sums()]
+
+    def on_load_checkpoint(self, checkpoint):
+        """Takes the sums of the epoch in which the run was stopped; a new epoch sets them to 0."""
+        for (holder, name), of_processes in zip(
+            self._sums(), checkpoint.get("epoch_so_far", ()), strict=False
+        ):
+            own = getattr(holder, name)
+            if of_processes.shape[1:] != own.shape or not of_processes.is_contiguous():
+                raise ValueError(f"epoch_so_far: no {tuple(own.shape)} a process for {name}")
+            if len(of_processes) == self.trainer.world_size:
+                mine = of_processes[self.global_rank]
+            else:
+                mine = of_processes.sum(0) * (self.global_rank == 0)
+            setattr(holder, name, mine.to(own))
 
     def on_train_epoch_end(self):
         mixing = {name: getattr(self.model, name) for name in ("wl", "wBU", "wTD", "wA")}

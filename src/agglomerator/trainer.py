@@ -1,6 +1,5 @@
 """The one place that builds the Trainer, with its loggers and what it shows on the way."""
 
-import csv
 import logging
 import netrc
 import os
@@ -8,23 +7,21 @@ import sys
 import time
 import warnings
 from datetime import timedelta
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytorch_lightning as pl
-import torch
 from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning_fabric.strategies.launchers import subprocess_script
+from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, StrategyRegistry
-from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from agglomerator.finite import StopUnlessFinite
 from agglomerator.islands import IslandsView
 from agglomerator.report import run_folder, say
+from agglomerator.resume import AtomicCheckpointIO, MetricsLogger
 from agglomerator.settings import UserError
 
 TIMEOUT = timedelta(minutes=10)  # a process that does not answer for so long counts as lost
@@ -39,24 +36,22 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
     s = settings
     callbacks = list(callbacks)
     training = bool(callbacks)
-    on_gpus = s.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    gpus = count_gpus(s.accelerator)
     terminal = sys.stderr.isatty()
     callbacks.append(Progress() if terminal else EpochLines())
     if training:
-        callbacks[:0] = ImagesPerSecond(s.batch_size), StopUnlessFinite()
-    folder = run_folder(s)
+        callbacks[:0] = Pace(s.batch_size), StopUnlessFinite()
+    folder, version = run_folder(s), stage if training else f"{stage}_test"
     if s.plot_islands and s.mode != "freeze":
-        callbacks.append(IslandsView(folder / "islands", stage.removesuffix("_test")))
+        callbacks.append(IslandsView(folder / "islands", stage))
     devices, num_nodes = s.devices, s.num_nodes
     if TorchElasticEnvironment.detect():  # torchrun has started so many, whatever the flags say
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         num_nodes = int(os.environ["WORLD_SIZE"]) // devices
     elif devices is None:
-        devices = s.num_gpus if on_gpus else 1
-        if on_gpus and devices > torch.cuda.device_count():
-            raise UserError(
-                f"--num_gpus={devices}: this machine has {torch.cuda.device_count()}; use fewer."
-            )
+        devices = s.num_gpus if gpus else 1
+        if gpus and devices > gpus:
+            raise UserError(f"--num_gpus={devices}: this machine has {gpus}; use fewer.")
     prepare_strategies(s.blind)
     if training and s.precision == "16-true":
         raise UserError(
@@ -81,7 +76,7 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
             log_every_n_steps=10,
             use_distributed_sampler=False,
             default_root_dir=folder,
-            logger=build_loggers(s, folder / "logs", stage) if logs else False,
+            logger=build_loggers(s, folder / "logs", version, training) if logs else False,
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO()] + ([] if training else [LightningEnvironment()]),
             enable_checkpointing=training,
@@ -116,27 +111,29 @@ def prepare_strategies(blind):
                 options["find_unused_parameters"] = blind
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint under another name first, so that it is there whole or not at all."""
+def count_gpus(accelerator):
+    """Devices of this machine, CPUs aside, that Lightning finds for its word for the hardware."""
+    known = set(AcceleratorRegistry) - {"cpu"}
+    wanted = known if accelerator in ("auto", "gpu") else known & {accelerator}
+    found = [AcceleratorRegistry[name]["accelerator"] for name in wanted]
+    return max((each.auto_device_count() for each in found if each.is_available()), default=0)
 
-    def save_checkpoint(self, checkpoint, path, storage_options=None):
-        super().save_checkpoint(checkpoint, f"{path}.partial", storage_options)
-        os.replace(f"{path}.partial", path)
 
-
-def build_loggers(settings, folder, stage):
-    """The CSV logger, and the one that --logger names."""
-    loggers = [CSVLogger(folder, name="", version=stage, flush_logs_every_n_steps=10)]
+def build_loggers(settings, folder, version, training=False):
+    """The CSV logger of a training, and the one that --logger names, with a folder `version`."""
+    loggers = []
+    if training:
+        loggers.append(MetricsLogger(folder, name="", version=version, flush_logs_every_n_steps=10))
     if settings.logger == "tensorboard":
-        loggers.append(TensorBoardLogger(folder, name="", version=stage, default_hp_metric=False))
+        loggers.append(TensorBoardLogger(folder, name="", version=version, default_hp_metric=False))
     if settings.logger == "wandb":
         os.environ.setdefault("WANDB_SILENT", "true")
         offline = not has_wandb_account()
         if offline:
             os.environ.setdefault("WANDB_MODE", "offline")  # or it asks for an account
-        (folder / stage).mkdir(parents=True, exist_ok=True)
-        name = f"{settings.exp_name} {stage}"
-        loggers.append(WandbLogger(name, folder / stage, project="Agglomerator", offline=offline))
+        (folder / version).mkdir(parents=True, exist_ok=True)
+        name = f"{settings.exp_name} {version}"
+        loggers.append(WandbLogger(name, folder / version, project="Agglomerator", offline=offline))
         loggers[-1]._wandb_init.pop("anonymous", None)  # wandb warns of this, even if it is None
     return loggers
 
@@ -155,40 +152,31 @@ def has_wandb_account():
         return False
 
 
-@rank_zero_only
-def keep_metrics(logger, step):
-    """Keep the rows before a step of the CSV that an interrupted run has left; Lightning would
-    begin a new file."""
-    path = Path(logger.log_dir) / "metrics.csv"
-    if not path.is_file():
-        return
-    with path.open(newline="", encoding="utf-8") as file:
-        table = csv.DictReader(file)
-        rows = [row for row in table if int(row["step"]) < step]
-    logger.experiment.metrics_keys = table.fieldnames
-    with path.open("w", newline="", encoding="utf-8") as file:
-        kept = csv.DictWriter(file, table.fieldnames)
-        kept.writeheader()
-        kept.writerows(rows)
-
-
-class ImagesPerSecond(Callback):
-    """Logs images trained per second, over the epoch so far."""
+class Pace(Callback):
+    """Logs the learning rate of each step, and images trained per second over the epoch so far."""
 
     def __init__(self, batch_size):
         self.batch_size = batch_size
+        self.first = None
 
-    def on_train_epoch_start(self, trainer, module):
-        self.began = time.perf_counter()
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if batch_idx == 0 or self.first is None:  # a resumed run may begin within an epoch
+            self.first, self.began = batch_idx, time.perf_counter()
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        module.log("lr-AdamW", rate, on_step=True, on_epoch=False)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        images = (batch_idx + 1) * self.batch_size * trainer.world_size
+        images = (batch_idx + 1 - self.first) * self.batch_size * trainer.world_size
         rate = images / (time.perf_counter() - self.began)
         module.log("images/s", rate, on_step=True, on_epoch=False, prog_bar=True)
 
 
 class Progress(TQDMProgressBar):
     """The progress bar of a terminal: epoch, loss, accuracy, images/s."""
+
+    def on_train_start(self, trainer, module):
+        super().on_train_start(trainer, module)
+        self.on_train_epoch_start(trainer, module)  # of which a resumed run may be in the middle
 
     def get_metrics(self, trainer, module):
         items = super().get_metrics(trainer, module)

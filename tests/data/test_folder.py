@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from conftest import run_program
 from PIL import Image
@@ -274,3 +275,56 @@ def test_command_line_faults(root, tmp_path, fault, words, flags):
     flags = *TINY, f"--data_dir={root}", f"--output_dir={tmp_path / 'out'}", *flags
     said = run_program(*flags, ok=False).stderr
     assert words in said and said.startswith("error: ") and said.count("\n") == 1
+
+
+class Records(pl.LightningModule):
+    """Learns nothing; notes the first pixel of every image of a batch, and saves itself once."""
+
+    def __init__(self, checkpoint, save_at=None):
+        super().__init__()
+        self.checkpoint, self.save_at, self.seen = checkpoint, save_at, []
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch, batch_idx):
+        images, labels = batch
+        self.seen.append(images[:, 0, 0, 0].tolist())
+        return self.weight.sum()
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        if (self.current_epoch, batch_idx) == self.save_at:
+            self.trainer.save_checkpoint(self.checkpoint)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resumed_epoch_goes_on_with_the_next_batch_and_reads_no_other(
+    root, monkeypatch, num_workers
+):
+    monkeypatch.setattr(folder, "MEMORY_SHARE", 0)
+    read = []  # of this process
+    read_one = ImageFiles._read
+    monkeypatch.setattr(ImageFiles, "_read", lambda self, i: read.append(i) or read_one(self, i))
+
+    def fit(records, ckpt_path=None):
+        monkeypatch.setattr(sets, "_READ", {})
+        data, module = (
+            Data(settings(root, num_workers=num_workers, batch_size=3)),
+            Records(*records),
+        )
+        trainer = pl.Trainer(
+            max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        )  # fmt: skip
+        read.clear()
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+        return module.seen
+
+    checkpoint = root / "middle.ckpt"
+    whole = fit((checkpoint, (1, 2)))  # 16 images to train on: 5 batches an epoch
+    assert len(whole) == 15
+    assert sorted(sum(whole[:5], [])) != sum(whole[:5], []) != sum(whole[5:10], [])
+    assert fit((checkpoint,), checkpoint) == whole[8:]
+    if num_workers == 0:
+        assert len(read) == 3 * len(whole[8:])

@@ -85,9 +85,9 @@ def test_normalisation_fits_the_channels(name):
 
 
 def test_split_is_fixed_by_the_seed_and_divides_all():
-    train, val = split(numbers(100), seed=3)
-    again, _ = split(numbers(100), seed=3)
-    other, _ = split(numbers(100), seed=4)
+    train, val = split(numbers(100), 0.2, seed=3)
+    again, _ = split(numbers(100), 0.2, seed=3)
+    other, _ = split(numbers(100), 0.2, seed=4)
     assert (len(train), len(val)) == (80, 20)
     assert train.indices == again.indices != other.indices
     assert sorted(train.indices + val.indices) == list(range(100))

@@ -5,9 +5,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
-from pytorch_lightning.utilities import rank_zero_only
 
 from agglomerator.data.images import ImageFiles, formats
+from agglomerator.report import say
 from agglomerator.settings import UserError
 
 MEMORY_SHARE = 0.4
@@ -73,7 +73,7 @@ def read_folder(settings, split, size):
     if n_images * files.n_bytes / len(files) > MEMORY_SHARE * memory() / settings.num_gpus:
         return files
     if len(files) > 5000:
-        _say(f"Reading {len(files)} images of {folder / names[split]}")
+        say(f"Reading {len(files)} images of {folder / names[split]}")
     return files.in_memory(settings.num_workers)
 
 
@@ -113,8 +113,3 @@ def memory():
         return min(limit, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     except (OSError, ValueError):
         return limit
-
-
-@rank_zero_only
-def _say(text):
-    print(text, flush=True)

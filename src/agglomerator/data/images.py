@@ -185,8 +185,9 @@ def batches_of(dataset, size, num_workers):
 
 
 def n_workers(wanted):
-    """So many processes, but at most one a CPU core."""
-    return max(0, min(wanted, os.cpu_count() or 1))
+    """So many processes, but at most one a CPU core that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # of Linux
+    return max(0, min(wanted, len(affinity(0)) if affinity else os.cpu_count() or 1))
 
 
 def as_it_is(batch):

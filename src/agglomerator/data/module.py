@@ -1,6 +1,14 @@
 """What feeds a run: the split, batches in an order fixed by seed and epoch, and their views."""
 
+import contextlib
+import hashlib
 import math
+import os
+import signal
+import tempfile
+import threading
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,8 +27,6 @@ from agglomerator.data.augment import (
 from agglomerator.data.hierarchy import hierarchy_of
 from agglomerator.data.images import ImageFiles, as_it_is, n_workers
 from agglomerator.settings import UserError
-
-VALIDATION_SHARE = 0.2
 
 
 class Data(LightningDataModule):
@@ -47,8 +53,10 @@ class Data(LightningDataModule):
             self.mean, self.std = (sum(x) / len(x) for x in (self.mean, self.std))
 
     def prepare_data(self):
-        if self.entry.download is not None:
-            self.entry.download(self.settings)
+        """Download what is missing; processes of this machine that want the same wait."""
+        if self.entry.download is not None and not hasattr(self, "train"):
+            with one_at_a_time(self.settings.data_dir):
+                self.entry.download(self.settings)
 
     def setup(self, stage=None):
         if hasattr(self, "train"):
@@ -60,7 +68,7 @@ class Data(LightningDataModule):
         if val is not None:
             self.train, self.val = _all_of(whole), _all_of(val)
         else:
-            self.train, self.val = split(whole, s.seed, self.entry.together)
+            self.train, self.val = split(whole, s.val_share, s.seed, self.entry.together)
         self.test = _all_of(test)
 
     def check_batch_size(self, world_size):
@@ -98,11 +106,8 @@ class Data(LightningDataModule):
 
     def train_dataloader(self):
         """Shuffled by seed and epoch; batches that are not full are left out."""
-        s, trainer = self.settings, self.trainer
-        sampler = DistributedSampler(
-            self.train, trainer.world_size, trainer.global_rank, seed=s.seed, drop_last=True
-        )
-        return self._loader(self.train, sampler=sampler, drop_last=True)
+        order = _Order(self.train, self.trainer, self.settings)
+        return self._loader(self.train, TrainLoader, sampler=order, drop_last=True)
 
     def val_dataloader(self):
         return self.in_order(self.val)
@@ -115,12 +120,13 @@ class Data(LightningDataModule):
         mine = range(self.trainer.global_rank, len(subset), self.trainer.world_size)
         return self._loader(Subset(subset, mine))
 
-    def _loader(self, subset, **options):
+    def _loader(self, subset, kind=DataLoader, **options):
         if _reads_files(subset):
             workers = n_workers(self.settings.num_workers)
             options |= {"num_workers": workers, "persistent_workers": workers > 0}
+            options |= {"worker_init_fn": _leave_signals if workers else None}
             options["pin_memory"] = torch.cuda.is_available()
-        return DataLoader(subset, self.settings.batch_size, collate_fn=as_it_is, **options)
+        return kind(subset, self.settings.batch_size, collate_fn=as_it_is, **options)
 
     def crop(self, images):
         """Images as they are stored -> their middle, of side image_size."""
@@ -148,18 +154,76 @@ class Data(LightningDataModule):
         return self.view(images)
 
 
-def split(whole, seed, together=1):
+class _Order(DistributedSampler):
+    """The training images of a process in the order of the epoch, from where the trainer stands
+    in it: a resumed run does not read what it has seen."""
+
+    def __init__(self, subset, trainer, settings):
+        super().__init__(
+            subset, trainer.world_size, trainer.global_rank, seed=settings.seed, drop_last=True
+        )
+        self.trainer, self.batch_size = trainer, settings.batch_size
+
+    def __iter__(self):
+        self.set_epoch(self.trainer.current_epoch)
+        batches_done = self.trainer.fit_loop.batch_idx + 1
+        yield from islice(super().__iter__(), batches_done * self.batch_size, None)
+
+
+class TrainLoader(DataLoader):
+    """Begins to read when the first batch is wanted. Its processes would begin before the trainer
+    knows in which epoch it is."""
+
+    def __iter__(self):
+        yield from super().__iter__()
+
+
+def _leave_signals(worker):
+    """Let signals that end a run be the main process's alone to answer, also those that a cluster
+    or a terminal sends to all processes of a run: it still needs batches."""
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # Linux
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_for_parent, daemon=True).start()
+
+
+def _end_for_parent():
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder):
+    """Wait until no other process of this machine is in the same place for the same folder."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    name = hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f"agglomerator-{name}.lock"
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # of another user: as without
+            fcntl.lockf(stack.enter_context(path.open("a")), fcntl.LOCK_EX)
+        yield
+
+
+def split(whole, share, seed, together=1):
     """Divide a data set into training and validation images: two subsets in data-set order.
 
     Args:
         whole: N images.
+        share: of them held out for validation.
         seed: that the division depends on, beside N.
         together: so many images in a row stay on one side.
     """
     n_groups = len(whole) // together
     order = torch.randperm(n_groups, generator=torch.Generator().manual_seed(seed))
     in_val = torch.zeros(n_groups, dtype=torch.bool)
-    in_val[order[: round(VALIDATION_SHARE * n_groups)]] = True
+    in_val[order[: round(share * n_groups)]] = True
     in_val = in_val.repeat_interleave(together)
     rows = torch.arange(len(in_val))
     return Subset(whole, rows[~in_val].tolist()), Subset(whole, rows[in_val].tolist())

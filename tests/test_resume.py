@@ -1,0 +1,180 @@
+"""Runs that are killed and gone on with end as if nothing had happened."""
+
+import csv
+import json
+import random
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ENVIRONMENT, ROOT, SMALL, run_program, small_run
+
+from agglomerator.resume import keep_metrics
+
+SIGNALS = [signal.SIGKILL] * 4 + [signal.SIGTERM] * 3 + [signal.SIGINT] * 2 + [signal.SIGUSR1] * 2
+STAGES = {"contrastive": "", "supervised": "supervised_"}
+
+
+def start(words):
+    """Start the program with these flags; its output goes nowhere until it ends."""
+    return subprocess.Popen(
+        [sys.executable, "src/main.py", *map(str, words)],
+        cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def steps_done(folder):
+    """Steps of both stages that are safe in last.ckpt, and whether an epoch is in its middle."""
+    total, middle = 0, False
+    for prefix in STAGES.values():
+        path = folder / "checkpoints" / f"{prefix}last.ckpt"
+        if path.is_file():
+            last = torch.load(path, weights_only=True)
+            total += last["global_step"]
+            progress = last["loops"]["fit_loop"]["epoch_progress"]["current"]
+            middle = progress["processed"] < progress["started"]
+    return total, middle
+
+
+def wait_until(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def rows(folder, stage):
+    """Rows of metrics.csv, without the column that tells the time."""
+    with (folder / "logs" / stage / "metrics.csv").open(newline="") as file:
+        return [{n: v for n, v in row.items() if n != "images/s"} for row in csv.DictReader(file)]
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def same_weights(one, other):
+    one, other = weights(one), weights(other)
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path):
+    flags = [*SMALL, "--mode=all", "--exp_name=run", "--accumulate=2", "--max_epochs=4"]
+    flags += ["--lr_speed=4", "--supervised_epochs=8", "--validate_every=2"]
+    run_program(*flags, f"--output_dir={tmp_path / 'whole'}")
+    whole, folder = tmp_path / "whole" / "run", tmp_path / "parts" / "run"
+    total = steps_done(whole)[0]  # 18 steps an epoch
+    assert total == 12 * 18
+
+    chance = random.Random(6)
+    signals = chance.sample(SIGNALS, len(SIGNALS))
+    targets = sorted(chance.sample(range(1, int(0.8 * total)), len(signals)))
+    flags += [f"--output_dir={tmp_path / 'parts'}", "--checkpoint_every=0.002"]
+    words, middles = flags, 0
+    for signum, target in zip(signals, targets, strict=True):
+        before = steps_done(folder)[0]
+        process = start(words)
+        wait_until(lambda: steps_done(folder)[0] >= max(target, before + 1), process)  # noqa: B023
+        time.sleep(chance.uniform(0, 0.15))
+        process.send_signal(signum)
+        stdout, stderr = process.communicate(timeout=60)
+        assert "Traceback" not in stderr, stderr
+        words = [*flags, "--resume_training"]
+        if signum == signal.SIGKILL:
+            assert process.returncode == -signum
+        else:
+            assert process.returncode == 128 + signum, stdout + stderr
+            (line,) = (line for line in stdout.splitlines() if line.startswith("Stopped"))
+            assert line.startswith(f"Stopped by {signum.name}. Go on by: ")
+            words = shlex.split(line.partition("Go on by: ")[2])[2:]
+        middles += steps_done(folder)[1]
+    assert middles >= 4
+    run_program(*words)
+
+    for stage, prefix in STAGES.items():
+        assert rows(folder, stage) == rows(whole, stage)
+        for name in ("best", "last"):
+            path = f"checkpoints/{prefix}{name}.ckpt"
+            assert same_weights(folder / path, whole / path)
+    figures = [json.loads((run / "test_supervised.json").read_text()) for run in (folder, whole)]
+    assert figures[0] | {"checkpoint": ""} == figures[1] | {"checkpoint": ""}
+
+    parts = json.loads((folder / "run.json").read_text())
+    parts += json.loads((folder / "supervised_run.json").read_text())
+    outcomes = [part["outcome"] for part in parts]
+    # A signal may have come between the stages.
+    assert len(signals) <= len(outcomes) <= len(signals) + 2
+    assert 0 < outcomes.count(None) <= signals.count(signal.SIGKILL)
+    assert 0 < outcomes.count("stopped by SIGTERM") <= signals.count(signal.SIGTERM)
+    assert outcomes.count("finished") == 2
+    names = {"command", "seed", "git", "machine", "python", "packages", "flags", "started", "ended"}
+    assert all(names < part.keys() for part in parts)
+    assert parts[0]["packages"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_a_full_disk_costs_nothing_and_is_told_in_one_line(tmp_path):
+    flags = *SMALL, "--exp_name=full", "--max_epochs=2", "--lr_speed=2", "--limit_train=6"
+    small_run(tmp_path, *flags[len(SMALL) :])
+    folder = tmp_path / "full"
+    kept = {path: path.read_bytes() for path in (folder / "checkpoints").iterdir()}
+    size = max(map(len, kept.values()))
+
+    def little_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+
+    words = [*flags, f"--output_dir={tmp_path}", "--max_epochs=3", "--resume_training"]
+    done = subprocess.run(
+        [sys.executable, "src/main.py", *words],
+        cwd=ROOT, env=ENVIRONMENT, preexec_fn=little_room, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert "best.ckpt" in done.stderr or "last.ckpt" in done.stderr
+    assert "Go on by: " in done.stdout
+    assert {path: path.read_bytes() for path in (folder / "checkpoints").iterdir()} == kept
+    assert json.loads((folder / "run.json").read_text())[-1]["outcome"]
+
+    run_program(*words)
+    assert [row["epoch"] for row in rows(folder, "contrastive") if row["val_loss"]] == [
+        "0",
+        "1",
+        "2",
+    ]
+
+
+def test_two_runs_of_one_name_at_once_do_not_meet(tmp_path):
+    flags = [*SMALL, "--exp_name=one", f"--output_dir={tmp_path}", "--max_epochs=500"]
+    first = start([*flags, "--checkpoint_every=0"])
+    try:
+        last = tmp_path / "one" / "checkpoints" / "last.ckpt"
+        wait_until(last.is_file, first)
+        message = run_program(*flags, "--max_epochs=1", ok=False).stderr
+        assert message.startswith("error: --exp_name=one: ") and message.count("\n") == 1
+        assert f"process {first.pid}" in message
+        test = [*flags, "--mode=test", f"--load_checkpoint_dir={last}"]
+        run_program(*test)  # a training does not keep others from looking
+    finally:
+        first.kill()
+        first.communicate()
+    steps = torch.load(last, weights_only=True)["global_step"]
+    more = run_program(*flags, f"--max_epochs={steps // 35 + 2}", "--resume_training")
+    assert "contrastive training: " in more.stdout
+    assert not (tmp_path / "one" / "earlier").exists()
+
+
+@pytest.mark.parametrize("torn", ["", "0,0.5,1", "0,0.5,1,\x00", "1,0.5,12\n"])
+def test_metrics_are_kept_up_to_a_step_whatever_the_last_line(tmp_path, torn):
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,loss,step\n0,0.25,9\n0,,9\n" + torn)
+    keep_metrics(path, 10)
+    assert path.read_text().split() == ["epoch,loss,step", "0,0.25,9", "0,,9"]
+    path.write_text("epoch,lo")
+    keep_metrics(path, 10)
+    assert not path.exists()
