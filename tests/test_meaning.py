@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import small_run
+from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
 from sklearn.metrics.pairwise import cosine_distances
 
@@ -115,18 +116,15 @@ def test_strange_embeddings_are_drawn_and_scored(x, labels, tmp_path):
 
 
 def test_points_are_a_sample_that_the_seed_chooses():
-    x, labels = embedding_of([0, 1], n=5000, width=4)
-    chosen = [np.sort(np.random.default_rng(s).permutation(5000)[: meaning.POINTS]) for s in (1, 2)]
-    assert not np.array_equal(*chosen)
-    points = meaning.Points.of(x[:3000], labels[:3000], seed=1)
-    again = meaning.Points.of(x[:3000], labels[:3000], seed=1)
-    assert len(points.rows) == meaning.POINTS == len(set(points.rows))
+    x, labels = embedding_of([0, 1], n=500, width=4)
+    points, again, other = (meaning.Points.of(x, labels, seed, most=100) for seed in (1, 1, 2))
+    assert len(points.rows) == len(set(points.rows)) == 100
+    assert set(points.rows) != set(other.rows)
     np.testing.assert_array_equal(points.labels, labels[points.rows])
     np.testing.assert_array_equal(points.tsne, again.tsne)
-    centred = x[:3000] - x[:3000].mean(0)
-    axes = np.linalg.svd(centred, full_matrices=False)[2][:2]
-    expected = abs(centred[points.rows] @ axes.T)
-    np.testing.assert_allclose(abs(points.pca), expected, atol=1e-4)
+    whole = PCA(2).fit(x)
+    np.testing.assert_allclose(points.shares, whole.explained_variance_ratio_, atol=1e-5)
+    np.testing.assert_allclose(abs(points.pca), abs(whole.transform(x[points.rows])), atol=1e-5)
 
 
 def test_marks_tell_classes_and_super_classes_apart():

@@ -3,7 +3,6 @@
 Distances are cosine distances, 1 - cosine.
 """
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -222,24 +221,22 @@ class Points:
     tsne: np.ndarray | None
 
     @classmethod
-    def of(cls, embedding, labels, seed=0):
-        """At most POINTS of the embeddings (N, contr_dim), drawn by seed, in two dimensions."""
-        chosen = np.random.default_rng(seed).permutation(len(embedding))[:POINTS]
+    def of(cls, embedding, labels, seed=0, most=POINTS):
+        """At most so many of the embeddings (N, contr_dim), drawn by seed, in two dimensions."""
+        chosen = np.random.default_rng(seed).permutation(len(embedding))[:most]
         rows = np.sort(chosen)
         pca, shares = _principal_axes(embedding, rows)
         return cls(rows, labels[rows], pca, shares, _tsne(embedding[rows], seed))
 
 
 def _principal_axes(embedding, rows):
-    from sklearn.decomposition import PCA
-
-    axes = PCA(min(2, *embedding.shape), svd_solver="covariance_eigh")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of no variance at all
-        axes.fit(embedding.astype(np.float64))
-    missing = 2 - axes.n_components_
-    shares = np.nan_to_num(np.pad(axes.explained_variance_ratio_, (0, missing)))
-    return np.pad(axes.transform(embedding[rows]), ((0, 0), (0, missing))), shares
+    """Places (P, 2) of some rows on the two main axes of all, and the variance these hold (2,)."""
+    centred = embedding - embedding.mean(0, dtype=np.float64)
+    variances, axes = np.linalg.eigh(centred.T @ centred)  # ascending
+    missing = max(0, 2 - len(variances))
+    places = centred[rows] @ axes[:, ::-1][:, :2]
+    shares = variances[::-1][:2] / max(variances.sum(), 1e-12)
+    return np.pad(places, ((0, 0), (0, missing))), np.pad(shares, (0, missing)).clip(0, 1)
 
 
 def _tsne(embedding, seed):
