@@ -122,6 +122,7 @@ def test_points_are_a_sample_that_the_seed_chooses():
     assert set(points.rows) != set(other.rows)
     np.testing.assert_array_equal(points.labels, labels[points.rows])
     np.testing.assert_array_equal(points.tsne, again.tsne)
+    x = x.astype(np.float64)
     whole = PCA(2).fit(x)
     np.testing.assert_allclose(points.shares, whole.explained_variance_ratio_, atol=1e-5)
     np.testing.assert_allclose(abs(points.pca), abs(whole.transform(x[points.rows])), atol=1e-5)

@@ -233,8 +233,10 @@ def _principal_axes(embedding, rows):
     """Places (P, 2) of some rows on the two main axes of all, and the variance these hold (2,)."""
     centred = embedding - embedding.mean(0, dtype=np.float64)
     variances, axes = np.linalg.eigh(centred.T @ centred)  # ascending
-    missing = max(0, 2 - len(variances))
-    places = centred[rows] @ axes[:, ::-1][:, :2]
+    axes = axes[:, ::-1][:, :2]
+    axes = axes * np.sign(axes[abs(axes).argmax(0), range(axes.shape[1])])  # they could point back
+    places = centred[rows] @ axes
+    missing = 2 - axes.shape[1]
     shares = variances[::-1][:2] / max(variances.sum(), 1e-12)
     return np.pad(places, ((0, 0), (0, missing))), np.pad(shares, (0, missing)).clip(0, 1)
 
