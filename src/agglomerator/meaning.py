@@ -179,7 +179,7 @@ def lines_of(record):
     lines = [f"{'':<32} value   by chance"]
 
     def add(name, value, chance=""):
-        lines.append(f"{name:<32}{value:6.3f}   {chance}")
+        lines.append(f"{name:<32}{value:6.3f}   {chance}".rstrip())
 
     for key in ("cophenetic_correlation", "purity"):
         found = scored.get(key)
@@ -193,7 +193,7 @@ def lines_of(record):
         add(f"distance of {found['count']} mistakes", found["distance"], f"{found['random']:.3f}")
     for key in ("silhouette_by_class", "silhouette_by_super_class"):
         if scored.get(key) is not None:
-            add(key.replace("_", " "), scored[key])
+            add(key.replace("_", " ").replace("super class", "super-class"), scored[key])
     against = record["hierarchy"] or "no hierarchy known: name one by --hierarchy"
     head = (
         f"The embedding of {record['images']} test images, {record['error']:.2%} mistaken by the "

@@ -169,8 +169,8 @@ def lines_of(record):
         lines.append(f"top-5     {record['top5']:.2%}")
     if record.get("mistakes"):
         lines.append(
-            f"mistakes  {record['mistakes']['distance']:.3f} steps away in the hierarchy "
-            f"{record['hierarchy']}, random ones {record['mistakes']['random']:.3f}"
+            f"mistakes  {record['mistakes']['distance']:.3f} apart in the hierarchy "
+            f"{record['hierarchy']}, random wrong classes {record['mistakes']['random']:.3f}"
         )
     lines.append("per class")
     width = max(map(len, record["per_class"]))

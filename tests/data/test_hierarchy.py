@@ -26,11 +26,11 @@ WRONG = {
     "nothing between commas": ("\n# note\nanimals: cat,, dog\n", "line 3"),
     "nothing between slashes": ("animals//mammals: cat\n", "line 1"),
     "a class twice": (EXAMPLE + "pets: cat\n", "line 6: cat stands in line 3"),
-    "a class misspelt": (EXAMPLE.replace("ship", "shipp"), "ship (line 5 has shipp)"),
-    "classes missing": ("animals: cat\n", "car and 3 more of 5 classes"),
+    "a class misspelt": (EXAMPLE.replace("ship", "shipp"), "'ship' (line 5 has 'shipp'"),
+    "classes missing": ("animals: cat\n", "'car' and 3 more of 5"),
     "no division": ("all: car, cat, dog, fish, ship\n", "equally far apart"),
     "each class by itself": ("".join(f"{c}s: {c}\n" for c in CLASSES), "equally far apart"),
-    "empty": ("", "does not name car"),
+    "empty": ("", "'car'"),
 }
 
 

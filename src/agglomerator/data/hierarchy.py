@@ -126,11 +126,12 @@ def _check_names(path, found, classes):
     missing = [name for name in classes if name not in found]
     if not missing:
         return
-    near = difflib.get_close_matches(missing[0], set(found) - set(classes), n=1)
-    hint = f" (line {found[near[0]][1]} has {near[0]})" if near else ""
-    more = f" and {len(missing) - 1} more of {len(classes)} classes" if len(missing) > 1 else ""
+    others = [name for name in found if name not in classes]
+    near = difflib.get_close_matches(missing[0], others, n=1) or others
+    hint = f" (line {found[near[0]][1]} has {near[0]!r}, which is none)" if near else ""
+    more = f" and {len(missing) - 1} more of {len(classes)}" if len(missing) > 1 else ""
     raise UserError(
-        f"--hierarchy={path}: does not name {missing[0]}{hint}{more}; add what is missing."
+        f"--hierarchy={path}: lacks the class {missing[0]!r}{more}{hint}; add what is missing."
     )
 
 
