@@ -241,6 +241,9 @@ def log(loggers, points, figures, embedding, predicted, data):
         embedding, predicted: of all test images, (N, contr_dim) and (N,).
         data: of the run.
     """
+    if not loggers:
+        return
+    thumbnails = _thumbnails(data, points.rows, len(embedding))
     classes, hierarchy = data.classes, data.hierarchy
     names = {"class": [classes[label] for label in points.labels]}
     if hierarchy is not None:
@@ -250,24 +253,26 @@ def log(loggers, points, figures, embedding, predicted, data):
     for logger in loggers:
         kind = type(logger).__name__
         if kind == "TensorBoardLogger":
-            thumbnails = _thumbnails(data, points.rows)
             for name, figure in figures.items():
                 logger.experiment.add_figure(name, figure, close=False)
             logger.experiment.add_embedding(
                 embedding[points.rows],
                 metadata=list(zip(*names.values(), strict=True)),
                 metadata_header=list(names),
-                label_img=thumbnails / 255,
+                label_img=None if thumbnails is None else thumbnails / 255,
                 tag="embedding",
             )
             logger.experiment.flush()
         elif kind == "WandbLogger":
-            _log_to_wandb(logger.experiment, points, figures, names, _thumbnails(data, points.rows))
+            _log_to_wandb(logger.experiment, points, figures, names, thumbnails)
 
 
-def _thumbnails(data, rows):
+def _thumbnails(data, rows, n_images):
     """Images of the test set as people should see them, (P, C, S, S) uint8, at most 64 pixels a
-    side: TensorBoard puts all of them into one image that must not grow too large."""
+    side: TensorBoard puts all of them into one image that must not grow too large. None if some of
+    the test set could not be read: it is not known then which row is of which image."""
+    if n_images < len(data.test):
+        return None
     images, _ = data.test.dataset[np.asarray(data.test.indices)[rows].tolist()]
     images = data.crop(images)
     side = images.shape[-1]
@@ -277,8 +282,10 @@ def _thumbnails(data, rows):
 def _log_to_wandb(run, points, figures, names, thumbnails):
     import wandb
 
-    pixels = thumbnails.permute(0, 2, 3, 1).squeeze(-1).numpy()
-    columns = {"image": [wandb.Image(image) for image in pixels]} | names
+    columns = dict(names)
+    if thumbnails is not None:
+        pixels = thumbnails.permute(0, 2, 3, 1).squeeze(-1).numpy()
+        columns = {"image": [wandb.Image(image) for image in pixels]} | columns
     for name, xy in (("PCA", points.pca), ("t-SNE", points.tsne)):
         if xy is not None:
             columns |= {f"{name} {i + 1}": xy[:, i].tolist() for i in range(2)}
