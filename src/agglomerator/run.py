@@ -123,6 +123,8 @@ def train(settings, given, advise=True):
             "learn by --finetune."
         )
     settings, model = network(settings, given, start)
+    if settings.compile:
+        compile_network(model)
     signals = StopSignals()
     best_path, last_path = checkpoint_paths(settings)
     best = BestCheckpoint(best_path, settings.validate_every)
@@ -406,6 +408,19 @@ def network(settings, given, checkpoint):
     settings = checkpoints.complete(settings, given, checkpoint)
     wanted = {name: getattr(settings, name) for name in (*MODEL_SETTINGS, *INPUT_SETTINGS)}
     return settings, checkpoints.build(checkpoint, **wanted)
+
+
+def compile_network(model):
+    """Have the network compiled when it first computes; raises UserError if that cannot be."""
+    try:
+        torch.compile(torch.sin)(torch.ones(2))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"--compile: nothing can be compiled here ({reason}); install a C++ compiler as g++, "
+            "or leave the flag out."
+        ) from None
+    model.compile()
 
 
 def load_data(settings):

@@ -213,6 +213,12 @@ class Settings:
     local_consensus_radius: int = setting(
         "model", 0, "Columns farther apart than this do not attend; 0 means no limit.", low=0
     )
+    recompute: bool = setting(
+        "model",
+        False,
+        "Compute every iteration a second time in the backward pass instead of keeping what is "
+        "within it: less memory, more time.",
+    )
 
     # Training
     temperature: float = setting("training", 0.07, "Temperature of the contrastive loss.")
@@ -234,6 +240,9 @@ class Settings:
     )
     accumulate: int = setting(
         "training", 1, "Batches whose gradients are added up before one step.", low=1
+    )
+    compile: bool = setting(
+        "training", False, "Compile the network by TorchInductor, which needs a C++ compiler."
     )
     checkpoint_every: float = setting(
         "training",
