@@ -131,6 +131,12 @@ class Settings:
         "File that puts the classes into super-classes, a line for each, as animals/birds: duck, "
         "swan; None: the known one of the data set or of its class names, if there is one.",
     )
+    normalization: str | None = setting(
+        "data",
+        None,
+        "Data set whose mean and standard deviation normalise the images; None: the one that the "
+        "checkpoint was trained on, or else --dataset.",
+    )
     augmentation: str = setting(
         "data",
         "randaugment",
