@@ -448,6 +448,8 @@ def put_aside(folder, stage, start):
         return
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     aside = folder / "earlier" / f"{now}_{stage}"
+    while aside.exists():
+        aside = aside.with_name(f"{aside.name}_")
     for name in left:
         (aside / name).parent.mkdir(parents=True, exist_ok=True)
         needed = start is not None and (folder / name).samefile(start.path)
