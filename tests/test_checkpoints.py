@@ -9,8 +9,8 @@ from conftest import ROOT, save_published
 from PIL import Image
 
 from agglomerator import Agglomerator, load_checkpoint
-from agglomerator.checkpoints import read, shelve
-from agglomerator.settings import UserError
+from agglomerator.checkpoints import complete, read, shelve
+from agglomerator.settings import Settings, UserError
 
 REFERENCE = ROOT / "tests" / "reference" / "self_radius2.pt"
 SMALL = dict(image_size=16, conv_image_size=4, patch_dim=6, contr_dim=5, n_classes=3)
@@ -98,6 +98,13 @@ def test_shelved_checkpoint_is_small_and_computes_the_same(stage_one_checkpoint,
 def test_unknown_pretrained_name_lists_those_that_there_are():
     with pytest.raises(UserError, match="pretrained:nothing: no such network.*pretrained:"):
         load_checkpoint("pretrained:nothing")
+
+
+def test_images_of_another_data_set_are_normalised_as_the_network_knows_it(stage_one_checkpoint):
+    checkpoint = read(stage_one_checkpoint)
+    own = Settings(dataset="ImageFolder", normalization="CIFAR10")
+    assert complete(own, {"dataset"}, checkpoint).normalization == "digits"
+    assert complete(own, {"dataset", "normalization"}, checkpoint).normalization == "CIFAR10"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])

@@ -85,3 +85,7 @@ def test_first_run_of_a_user_says_one_line_too(output, tmp_path):
     # matplotlib and others fill their caches at home then, and like to say so.
     home = {"HOME": str(tmp_path / "home")}
     assert "--dataset=digit" in refuse(output, "--dataset=digit", environment=home)
+
+
+def test_compiling_without_a_compiler(output, tmp_path):
+    assert "--compile" in refuse(output, "--compile", environment={"PATH": str(tmp_path)})

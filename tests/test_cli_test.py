@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import save_published, small_run
+from conftest import SMALL, run_program, save_published, small_run
 from sklearn.datasets import load_digits
 
 from agglomerator import load_checkpoint
@@ -95,8 +95,14 @@ def test_test_of_a_stage_one_checkpoint(stage_one_checkpoint, digits, tmp_path):
 def test_freeze_writes_every_image_in_the_order_of_the_data_set(
     stage_one_checkpoint, digits, tmp_path
 ):
-    small_run(
-        tmp_path, "--exp_name=f", "--mode=freeze", f"--load_checkpoint_dir={stage_one_checkpoint}"
+    result = run_program(
+        *SMALL,
+        "--exp_name=f",
+        f"--output_dir={tmp_path}",
+        "--mode=freeze",
+        f"--load_checkpoint_dir={stage_one_checkpoint}",
+        "--logger=wandb",
+        environment={"WANDB_ERROR_REPORTING": "false"},
     )
     for name in ("train", "val", "test"):
         features = np.load(tmp_path / "f" / f"features_{name}.npy")
@@ -107,6 +113,17 @@ def test_freeze_writes_every_image_in_the_order_of_the_data_set(
         np.testing.assert_array_equal(labels, expected)
     n_images = len(digits.train) + len(digits.val) + len(digits.test)
     assert n_images == len(load_digits().target)
+
+    # Digits have no known hierarchy: the silhouette is all that is scored.
+    record = json.loads((tmp_path / "f" / "meaning.json").read_text())
+    assert record["hierarchy"] is None and list(record["scores"]) == ["silhouette_by_class"]
+    assert record["classified_by"] == "nearest class mean"
+    (table,) = (tmp_path / "f" / "logs" / "freeze").rglob("points*.table.json")
+    table = json.loads(table.read_text())
+    assert table["columns"][:3] == ["image", "class", "predicted"]
+    wrong = np.mean([row[1] != row[2] for row in table["data"]])
+    assert len(table["data"]) == len(digits.test) and record["error"] == pytest.approx(wrong)
+    assert result.stdout.count("wandb sync") == 1
 
 
 def test_published_checkpoint_works_like_our_own(stage_two_checkpoint, tmp_path):

@@ -199,3 +199,16 @@ def test_mode_all_runs_both_stages_and_the_test(tmp_path):
         assert (tmp_path / "all" / "checkpoints" / name).is_file()
     assert (tmp_path / "all" / "test_supervised.json").is_file()
     assert (tmp_path / "all" / "islands" / "supervised_test.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="there is no compiler")
+def test_compiled_network_learns_and_its_checkpoint_is_like_any_other(tmp_path, stage_one):
+    flags = "--compile", "--exp_name=compiled", "--iters=2", "--limit_train=2", "--limit_val=0"
+    small_run(tmp_path, *flags, "--max_epochs=1", "--lr_speed=1")
+    found = weights(tmp_path / "compiled" / "checkpoints" / "last.ckpt")
+    other = weights(stage_one.output / "small" / "checkpoints" / "best.ckpt")
+    assert changed(other, found) >= {
+        "model.wl",
+        "model.init_levels",
+        "model.bottom_up.net.2.weight",
+    }

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -157,6 +158,20 @@ def test_all_stages_in_two_processes(tmp_path, launcher):
     assert checkpoint["global_step"] == 4
     assert (folder / "islands" / "supervised_test.png").is_file()
     assert not (folder / "earlier").exists()
+
+
+def test_freeze_in_two_processes_writes_once_and_in_order(stage_one_checkpoint, tmp_path):
+    flags = dict(mode="freeze", load_checkpoint_dir=stage_one_checkpoint)
+    stdouts = []
+    for name, launcher in (("one", BY_ITSELF[:1]), ("two", TORCHRUN)):
+        with launch(tmp_path / name, *launcher, **flags) as run:
+            stdout, stderr = run.communicate(timeout=200)
+        assert run.returncode == 0, stderr
+        stdouts.append(stdout.replace(str(tmp_path / name), ""))
+    assert stdouts[0] == stdouts[1] and stdouts[1].count("Written") == 1
+    for path in (tmp_path / "one" / "two").glob("*.npy"):
+        found = np.load(tmp_path / "two" / "two" / path.name)
+        np.testing.assert_allclose(found, np.load(path), atol=1e-5)
 
 
 @pytest.mark.parametrize("victim", [0, 1])

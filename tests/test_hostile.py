@@ -8,6 +8,7 @@ import io
 import pickle
 import random
 import resource
+import shutil
 import signal
 import struct
 import warnings
@@ -410,6 +411,7 @@ def test_damaged_projection_is_no_projection(tmp_path):
 def test_program_refuses_in_one_line_and_loses_nothing(trained, tmp_path, what):
     settings, path = trained
     whole = torch.load(path, weights_only=True)
+    output = shutil.copytree(settings.output_dir, tmp_path / "output")
     hostile = tmp_path / "hostile"
     flags = {
         "checkpoint": ["--mode=test", f"--load_checkpoint_dir={hostile}"],
@@ -426,12 +428,12 @@ def test_program_refuses_in_one_line_and_loses_nothing(trained, tmp_path, what):
         hostile.write_bytes(bytes(range(256)))
     (tmp_path / "MNIST" / "raw").mkdir(parents=True)
     (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(bytes(range(99)))
-    before = contents(path.parents[1] / "checkpoints")
+    before = contents(output / "tiny" / "checkpoints")
     result = run_program(
         *SMALL,
         *(f"--{name}={value}" for name, value in TINY.items()),
         "--exp_name=tiny",
-        f"--output_dir={settings.output_dir}",
+        f"--output_dir={output}",
         f"--data_dir={tmp_path}",
         *flags,
         ok=False,
@@ -439,4 +441,4 @@ def test_program_refuses_in_one_line_and_loses_nothing(trained, tmp_path, what):
     assert result.status == 2
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
     assert result.stderr.removesuffix("\n").isprintable()
-    assert before <= contents(path.parents[1])
+    assert before <= contents(output / "tiny")

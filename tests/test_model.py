@@ -34,6 +34,7 @@ CONFIGURATIONS = {
     "residual tokenizer, full grid": dict(tokenizer="residual", image_size=8, conv_image_size=8),
     "grid head": dict(head="grid", image_size=24, conv_image_size=6),
     "grid head on fewer columns": dict(head="grid", patch_size=2, patch_dim=8),
+    "recomputed": dict(levels=3, recompute=True),
     "rounded up": dict(image_size=13, conv_image_size=4),
     "rounded up, half": dict(image_size=11, conv_image_size=6, patch_size=3, patch_dim=36),
 }  # fmt: skip

@@ -117,19 +117,23 @@ def _from_shelf(name, where):
 
 
 def shelve(source, target):
-    """Write what of a checkpoint others need: weights, matrices in float16, settings and progress.
+    """Write what of a checkpoint others need: weights, matrices in float16, and what network and
+    input they are of.
 
     Args:
         source: checkpoint of this project.
         target: file to write, a fifth or less in size.
     """
     content = torch.load(source, map_location="cpu", weights_only=True)
-    kept = ("epoch", "global_step", "pytorch-lightning_version", "hyper_parameters")
+    described = (*MODEL_SETTINGS, *INPUT_SETTINGS, "normalization", "stage")
+    stored = content["hyper_parameters"]
     weights = {
         name: value.half() if value.is_floating_point() and value.dim() > 1 else value
         for name, value in content["state_dict"].items()
     }
-    torch.save({name: content[name] for name in kept} | {"state_dict": weights}, target)
+    kept = {name: content[name] for name in ("epoch", "global_step", "pytorch-lightning_version")}
+    stored = {name: stored[name] for name in described if name in stored}
+    torch.save(kept | {"state_dict": weights, "hyper_parameters": stored}, target)
 
 
 def _is_plain(value):
@@ -299,6 +303,9 @@ def complete(settings, given, checkpoint):
         if name in wanted
         and (name not in given or (checkpoint.stage is None and name in PUBLISHED_PARTS))
     }
+    if checkpoint.stage is not None and "normalization" not in given:
+        stored = checkpoint.settings
+        taken["normalization"] = stored.get("normalization") or stored.get("dataset")
     if checkpoint.stage is None and "conv_image_size" in given:
         taken.pop("image_size", None)
     try:

@@ -11,11 +11,13 @@ Parameters bear the names of the published state dict, so that published weights
 
 import math
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from einops.layers.torch import Rearrange
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from agglomerator.processes import BatchNorm2d, at_least_float
 from agglomerator.settings import Settings
@@ -351,9 +353,14 @@ class Agglomerator(nn.Module):
         """
         state, parts = self._start(images)
         last = self.settings.denoise_iter % (self.settings.n_iters + 1)
+        iterate = self.iterate
+        if self.settings.recompute:
+            iterate = partial(
+                checkpoint, self.iterate, use_reentrant=False, preserve_rng_state=False
+            )
         for t in range(last):
             keep = min(self.settings.levels, last - t)
-            state = self.iterate(state, parts, keep, alike=t == 0)
+            state = iterate(state, parts, keep, alike=t == 0)
         return self._embed(state, len(images))
 
     def _embed(self, state, n_images):

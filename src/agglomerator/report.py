@@ -34,7 +34,12 @@ def summarise(trainer, best_path, last_path, metrics_path):
     say(f"  best        {best_path}")
     say(f"  last        {last_path}")
     say(f"  metrics     {metrics_path}")
-    for logger in trainer.loggers:
+    tell_upload(trainer.loggers)
+
+
+def tell_upload(loggers):
+    """Say how what was logged offline gets to Weights & Biases."""
+    for logger in loggers:
         if isinstance(logger, WandbLogger) and logger._offline:
             upload = f"wandb sync {Path(logger.experiment.dir).parent}"
             say(f"  wandb       logged offline; upload by: {upload}")
@@ -108,7 +113,7 @@ def record_of(settings, stage, checkpoint, loss, top5, confusion, classes):
         "dataset": settings.dataset,
         "stage": stage,
         "checkpoint": str(checkpoint),
-        "classified_by": "nearest class mean" if stage == "contrastive" else "classifier",
+        "classified_by": classified_by(stage),
         "images": int(counts.sum()),
         "loss": loss,
         "top1": top1,
@@ -123,6 +128,11 @@ def record_of(settings, stage, checkpoint, loss, top5, confusion, classes):
     }
     record["confusion_matrix"] = confusion.tolist()
     return record
+
+
+def classified_by(stage):
+    """What names the class of an image after a stage."""
+    return "nearest class mean" if stage == "contrastive" else "classifier"
 
 
 def draw_confusion(confusion, classes, record):
@@ -179,6 +189,11 @@ def lines_of(record):
     ]
     if "top5" in record:
         lines.append(f"top-5     {record['top5']:.2%}")
+    if record.get("mistakes"):
+        lines.append(
+            f"mistakes  {record['mistakes']['distance']:.3f} apart in the hierarchy "
+            f"{record['hierarchy']}, random wrong classes {record['mistakes']['random']:.3f}"
+        )
     lines.append("per class")
     width = max(map(len, record["per_class"]))
     for name, share in record["per_class"].items():

@@ -13,7 +13,15 @@ import torch
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from agglomerator import checkpoints, flags, islands_baselines, processes, report
+from agglomerator import (
+    checkpoints,
+    flags,
+    islands_baselines,
+    meaning,
+    meaning_pictures,
+    processes,
+    report,
+)
 from agglomerator.data import sets
 from agglomerator.data.augment import normalize
 from agglomerator.data.folder import pages_of_files
@@ -40,7 +48,7 @@ from agglomerator.settings import (
     is_out_of_memory,
 )
 from agglomerator.stages import Stage, stage_of
-from agglomerator.trainer import build_trainer, quiet_libraries
+from agglomerator.trainer import build_loggers, build_trainer, quiet_libraries
 
 STAGE_PREFIX = {"contrastive": "", "supervised": "supervised_", "finetuned": "finetuned_"}
 
@@ -128,6 +136,8 @@ def train(settings, given, advise=True):
             "learn by --finetune."
         )
     settings, model = network(settings, given, start)
+    if settings.compile:
+        compile_network(model)
     signals = StopSignals()
     best_path, last_path = checkpoint_paths(settings)
     best = BestCheckpoint(best_path, settings.validate_every)
@@ -194,15 +204,21 @@ def train(settings, given, advise=True):
     minutes = (time.monotonic() - began) / 60
     say(f"\n{stage} training: {trainer.current_epoch} epochs, {minutes:.1f} minutes")
     report.summarise(trainer, best_path, last_path, metrics)
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            rank_zero_only(logger.experiment.finish)()  # the next stage is a run of its own
+    finish(trainer.loggers)
     if settings.mode == "all" and last.stop:
         raise Stopped(last.stop)
     if advise:
         following = {"supervise": True} if stage == "contrastive" else {"mode": "test"}
         say(f"Next: {command(settings, load_checkpoint_dir=best_path, **following)}")
     return best_path
+
+
+@rank_zero_only
+def finish(loggers):
+    """End the runs of Weights & Biases: what follows is a run of its own."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
 
 
 def checkpoint_paths(settings):
@@ -256,12 +272,7 @@ def test(settings, given):
     trained_on = start.settings.get("dataset", settings.dataset)
     if "dataset" in given and trained_on != settings.dataset:
         say(f"{start.path} was trained on {trained_on}, not on {settings.dataset}.")
-    if start.stage is None and not settings.supervise:
-        say(f"{start.path} does not name its stage: taken as stage one (--supervise: stage two).")
-    if start.stage is not None:
-        settings = settings.replace(
-            supervise=start.stage != "contrastive", finetune=start.stage == "finetuned"
-        )
+    settings = as_trained(settings, start)
     stage = stage_of(settings)
     settings, module, data, folder = opened(settings, given, start, f"test_{stage}")
     trainer = build_trainer(settings, stage, logs=settings.plot_islands)
@@ -282,6 +293,9 @@ def test(settings, given):
     seed = start.settings.get("seed", settings.seed)
     record["islands"] = island_scores(trainer, module, data, settings.replace(seed=seed))
     confusion = np.array(record["confusion_matrix"])
+    if data.hierarchy is not None:
+        record["hierarchy"] = data.hierarchy.name
+        record["mistakes"] = meaning.mistakes(confusion, data.hierarchy)
     paths = report.write_test(folder, stage, record, confusion, data.classes)
     say("\n".join(report.lines_of(record)))
     if settings.plot_islands:
@@ -307,15 +321,47 @@ def island_scores(trainer, module, data, settings):
 
 @rank_zero_only
 def freeze(settings, given):
-    """Write the embeddings and labels of all images as .npy files, in data-set order."""
+    """Write the embeddings and labels of all images as .npy files, in data-set order; draw and
+    score how the classes lie in the embedding of the test images."""
     start = checkpoint_needed(settings)
+    settings = as_trained(settings, start)
+    stage = stage_of(settings)
     settings, module, data, folder = opened(settings, given, start, "freeze")
-    trainer = build_trainer(settings, stage_of(settings), logs=False)
+    trainer = build_trainer(settings, stage, logs=False)
     for name in ("train", "val", "test"):
         embedding, labels = embed(trainer, module, data, getattr(data, name))
         save_array(folder / f"features_{name}.npy", embedding.numpy())
         save_array(folder / f"labels_{name}.npy", labels.numpy())
         say(f"{folder}/features_{name}.npy  {tuple(embedding.shape)}, labels_{name}.npy")
+        if name == "train" and stage == "contrastive":
+            module.set_class_means(embedding, labels)
+    if not embedding.isfinite().all():
+        raise UserError(
+            f"{start.path}: its embedding is not finite, and cannot be drawn or scored."
+        )
+    with torch.no_grad():
+        predicted = module.logits(embedding.to(module.model.wl)).argmax(1).cpu()
+    arrays = embedding.numpy(), labels.numpy(), predicted.numpy()
+    record = meaning.record_of(settings, stage, start.path, *arrays, data)
+    points, figures = meaning_pictures.draw(*arrays[:2], record["scores"], settings, data)
+    say("\n".join(meaning.lines_of(record)))
+    paths = meaning_pictures.write(folder, record, figures)
+    say("Written: " + ", ".join(map(str, paths)))
+    loggers = build_loggers(settings, folder / "logs", "freeze")
+    meaning_pictures.log(loggers, points, figures, *arrays[::2], data)
+    report.tell_upload(loggers)
+    finish(loggers)
+
+
+def as_trained(settings, start):
+    """The settings with the stage of a checkpoint, where it names it."""
+    if start.stage is None and not settings.supervise:
+        say(f"{start.path} does not name its stage: taken as stage one (--supervise: stage two).")
+    if start.stage is None:
+        return settings
+    return settings.replace(
+        supervise=start.stage != "contrastive", finetune=start.stage == "finetuned"
+    )
 
 
 @rank_zero_only
@@ -337,7 +383,7 @@ def islands(settings, given):
         name = kind if number == 1 else f"{kind}_{number}"
         title = f"Islands of agreement, {settings.exp_name}\n{subject}"
         with torch.no_grad():
-            states = model.states(normalize(images, *sets.colours_of(settings))).float()
+            states = model.states(normalize(images, *sets.normalization_of(settings))).float()
         levels, iterations = album.sheets(images, names, states, title)
         paths = album.write(name, levels), album.write(f"{name}_iterations", iterations)
         say("Written: " + ", ".join(map(str, paths)))
@@ -419,6 +465,19 @@ def network(settings, given, checkpoint):
     return settings, checkpoints.build(checkpoint, **wanted)
 
 
+def compile_network(model):
+    """Have the network compiled when it first computes; raises UserError if that cannot be."""
+    try:
+        torch.compile(torch.sin)(torch.ones(2))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"--compile: nothing can be compiled here ({reason}); install a C++ compiler as g++, "
+            "or leave the flag out."
+        ) from None
+    model.compile()
+
+
 def load_data(settings):
     """The data of a run, downloaded and read."""
     data = Data(settings)
@@ -444,6 +503,8 @@ def put_aside(folder, stage, start):
         return
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     aside = folder / "earlier" / f"{now}_{stage}"
+    while aside.exists():
+        aside = aside.with_name(f"{aside.name}_")
     for name in left:
         (aside / name).parent.mkdir(parents=True, exist_ok=True)
         needed = start is not None and (folder / name).samefile(start.path)

@@ -126,6 +126,18 @@ class Settings:
     objects: int = setting(
         "data", 1, "PartWhole: the greatest number of objects in a scene.", low=1, high=9
     )
+    hierarchy: str | None = setting(
+        "data",
+        None,
+        "File that puts the classes into super-classes, a line for each, as animals/birds: duck, "
+        "swan; None: the known one of the data set or of its class names, if there is one.",
+    )
+    normalization: str | None = setting(
+        "data",
+        None,
+        "Data set whose mean and standard deviation normalise the images; None: the one that the "
+        "checkpoint was trained on, or else --dataset.",
+    )
     augmentation: str = setting(
         "data",
         "randaugment",
@@ -208,6 +220,12 @@ class Settings:
     local_consensus_radius: int = setting(
         "model", 0, "Columns farther apart than this do not attend; 0 means no limit.", low=0
     )
+    recompute: bool = setting(
+        "model",
+        False,
+        "Compute every iteration a second time in the backward pass instead of keeping what is "
+        "within it: less memory, more time.",
+    )
 
     # Training
     temperature: float = setting("training", 0.07, "Temperature of the contrastive loss.")
@@ -229,6 +247,9 @@ class Settings:
     )
     accumulate: int = setting(
         "training", 1, "Batches whose gradients are added up before one step.", low=1
+    )
+    compile: bool = setting(
+        "training", False, "Compile the network by TorchInductor, which needs a C++ compiler."
     )
     checkpoint_every: float = setting(
         "training",

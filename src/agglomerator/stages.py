@@ -88,7 +88,7 @@ class Stage(LightningModule):
             views = labels.repeat(2)
             self.class_sums.index_add_(0, views, embedding.detach().to(self.class_sums.dtype))
         else:
-            logits = self._classify(self.data.augmented_view(images, draw))
+            logits = self.logits(self._embed(self.data.augmented_view(images, draw)))
             loss = F.cross_entropy(logits, labels)
             self.train_accuracy(logits, labels)
             self.log("train_acc", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
@@ -110,9 +110,15 @@ class Stage(LightningModule):
         )
         return loss, embedding
 
-    def _classify(self, views):
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage == "finetuned"):
-            embedding = self.model(views)
+    def _embed(self, views):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage != "supervised"):
+            return self.model(views)
+
+    def logits(self, embedding):
+        """embedding (B, contr_dim) -> (B, n_classes): logits of the classifier; in stage one the
+        cosines to the class means."""
+        if self.stage == "contrastive":
+            return embedding.float() @ F.normalize(self.class_sums.float(), dim=-1).mT
         return self.model.classification_head_from_contr(embedding)
 
     def on_train_start(self):
@@ -183,14 +189,13 @@ class Stage(LightningModule):
         self.log("test_loss", loss, batch_size=len(batch[1]))
 
     def _evaluate(self, batch, batch_idx):
-        """Loss, and logits: of the classifier, or cosines to the class means in stage one."""
+        """Loss and logits."""
         images, labels = batch
         embedding, levels = self.model.with_levels(self.data.view(images))
         self.islands.update_states(levels, self.settings.island_threshold)
+        logits = self.logits(embedding)
         if self.stage == "contrastive":
-            loss, _ = self._contrast(images, labels, self._chance(batch_idx))
-            return loss, embedding.float() @ F.normalize(self.class_sums.float(), dim=-1).mT
-        logits = self.model.classification_head_from_contr(embedding)
+            return self._contrast(images, labels, self._chance(batch_idx))[0], logits
         return F.cross_entropy(logits, labels), logits
 
     def predict_step(self, batch, batch_idx):

@@ -41,7 +41,7 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
     callbacks.append(Progress() if terminal else EpochLines())
     if training:
         callbacks[:0] = Pace(s.batch_size), StopUnlessFinite()
-    folder = run_folder(s)
+    folder, version = run_folder(s), stage if training else f"{stage}_test"
     if s.plot_islands and s.mode != "freeze":
         callbacks.append(IslandsView(folder / "islands", stage, s.island_threshold))
     devices, num_nodes = s.devices, s.num_nodes
@@ -76,7 +76,7 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
             log_every_n_steps=10,
             use_distributed_sampler=False,
             default_root_dir=folder,
-            logger=build_loggers(s, folder / "logs", stage, training) if logs else False,
+            logger=build_loggers(s, folder / "logs", version, training) if logs else False,
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO()] + ([] if training else [LightningEnvironment()]),
             enable_checkpointing=training,
@@ -119,9 +119,8 @@ def count_gpus(accelerator):
     return max((each.auto_device_count() for each in found if each.is_available()), default=0)
 
 
-def build_loggers(settings, folder, stage, training):
-    """The CSV logger of a training, and the one that --logger names."""
-    version = stage if training else f"{stage}_test"
+def build_loggers(settings, folder, version, training=False):
+    """The CSV logger of a training, and the one that --logger names, with a folder `version`."""
     loggers = []
     if training:
         loggers.append(MetricsLogger(folder, name="", version=version, flush_logs_every_n_steps=10))

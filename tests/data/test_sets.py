@@ -84,6 +84,14 @@ def test_normalisation_fits_the_channels(name):
     assert colour.mean((0, 2, 3)).tolist() == pytest.approx(expected.tolist(), abs=1e-5)
 
 
+def test_normalisation_of_another_data_set():
+    entry = sets.DATA_SETS["CIFAR100"]
+    data = Data(Settings(normalization="CIFAR100"))
+    assert (data.mean, data.std) == (entry.mean, entry.std)
+    with pytest.raises(UserError, match="--normalization=CIFAR: .*CIFAR10"):
+        Data(Settings(normalization="CIFAR"))
+
+
 def test_split_is_fixed_by_the_seed_and_divides_all():
     train, val = split(numbers(100), 0.2, seed=3)
     again, _ = split(numbers(100), 0.2, seed=3)

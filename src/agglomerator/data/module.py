@@ -24,6 +24,7 @@ from agglomerator.data.augment import (
     random_erasing,
     random_horizontal_flip,
 )
+from agglomerator.data.hierarchy import hierarchy_of
 from agglomerator.data.images import ImageFiles, as_it_is, n_workers
 from agglomerator.settings import UserError
 
@@ -34,10 +35,12 @@ class Data(LightningDataModule):
     Batches are uint8 images (B, C, H, W) and labels (B,); `view` and `augmented_view` make the
     network's input of them, on whatever device they are, `crop` what a person should see.
 
-    Attributes, after `setup`: `train`, `val`, `test`, subsets in data-set order; `classes`, names.
+    Attributes, after `setup`: `train`, `val`, `test`, subsets in data-set order; `classes`, names;
+    `hierarchy`, what is known of their super-classes, or None.
 
     Raises:
-        UserError: there is no such data set, or it has another number of classes.
+        UserError: there is no such data set, it has another number of classes, or --hierarchy does
+            not fit them.
     """
 
     def __init__(self, settings):
@@ -45,7 +48,7 @@ class Data(LightningDataModule):
         self.settings = settings
         self.entry = sets.entry_of(settings)
         sets.complete(settings, given={"n_classes"})
-        self.mean, self.std = sets.colours_of(settings)
+        self.mean, self.std = sets.normalization_of(settings)
 
     def prepare_data(self):
         """Download what is missing; processes of this machine that want the same wait."""
@@ -59,6 +62,7 @@ class Data(LightningDataModule):
         s = self.settings
         whole, val, test = (sets.read_split(s, split) for split in ("train", "val", "test"))
         self.classes = whole.classes
+        self.hierarchy = hierarchy_of(s, self.classes)
         if val is not None:
             self.train, self.val = _all_of(whole), _all_of(val)
         else:

@@ -114,13 +114,30 @@ def entry_of(settings):
     Raises:
         UserError: there is no such data set; the message names the nearest and lists all.
     """
-    name = settings.dataset
+    return _known(settings.dataset, "--dataset")
+
+
+def normalization_of(settings):
+    """Mean and standard deviation, a tuple of channels each, by which images are normalised.
+
+    Raises:
+        UserError: there is no such data set.
+    """
+    entry = entry_of(settings)
+    if settings.normalization is not None:
+        entry = _known(settings.normalization, "--normalization")
+    if settings.n_channels == 1:
+        return tuple((sum(x) / len(x),) for x in (entry.mean, entry.std))
+    return entry.mean, entry.std
+
+
+def _known(name, flag):
     if name in DATA_SETS:
         return DATA_SETS[name]
     lower = {known.lower(): known for known in DATA_SETS}
     near = difflib.get_close_matches(name.lower(), lower, n=1)
     hint = f"did you mean {lower[near[0]]}? " if near else ""
-    raise UserError(f"--dataset={name}: {hint}Known are {', '.join(DATA_SETS)}.")
+    raise UserError(f"{flag}={name}: {hint}Known are {', '.join(DATA_SETS)}.")
 
 
 def count(settings):
@@ -195,14 +212,6 @@ def _read(settings, split):
         parts = images.split(4096)
         images = torch.cat([TF.resize(part, [side, side], antialias=True) for part in parts])
     return ImageSet(images, found.labels, found.classes, found.extra)
-
-
-def colours_of(settings):
-    """Mean and standard deviation of --dataset, on the scale 0 to 1, in the channels asked for."""
-    entry = entry_of(settings)
-    if settings.n_channels == 1:
-        return tuple(sum(x) / len(x) for x in (entry.mean, entry.std))
-    return entry.mean, entry.std
 
 
 def side_of(settings):
