@@ -28,6 +28,8 @@ def test_k_means_of_fewer_colours_than_segments_and_in_gray():
 def test_most_common_value_of_each_cell():
     mask = torch.tensor([[[1, 1, 0, 2], [1, 3, 0, 0], [2, 2, 5, 5], [2, 2, 5, 4]]])
     assert most_common(mask, 2).tolist() == [[[1, 0], [2, 5]]]
+    assert most_common(mask, 2, background=False).tolist() == [[[1, 2], [2, 5]]]
+    assert not most_common(torch.zeros(1, 4, 4), 2, background=False).any()
 
 
 def test_the_table_of_a_network():
@@ -42,7 +44,7 @@ def test_the_table_of_a_network():
     rows = {row.pop("of"): row for row in compare(model, data, settings, "cpu", most=30)}
     assert list(rows) == [
         "level 0", "level 1", "level 0, untrained", "level 1, untrained", "tokenizer alone",
-        "k-means, true number", "best on this grid",
+        "k-means, true number", "true masks, on this grid",
     ]  # fmt: skip
     images, _ = data.test.dataset[torch.arange(30)]
     parts = torch.as_tensor(data.test.dataset.extra["parts"][:30])
@@ -54,6 +56,6 @@ def test_the_table_of_a_network():
     ari, _ = against_mask(k_means(images, parts), parts)
     assert np.isclose(rows["k-means, true number"]["parts_ari"], ari.mean())
     assert rows["level 0"]["agreement"] != rows["level 0, untrained"]["agreement"]
-    best = rows["best on this grid"]
+    best = rows["true masks, on this grid"]
     assert 0 < best["parts_ari"] < best["objects_ari"] < 1
     assert "number" not in best and "agreement" not in best
