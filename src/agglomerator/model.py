@@ -167,22 +167,30 @@ class ConsensusAttention(nn.Module):
 
     def __init__(self, grid_size, consensus_self=False, radius=0):
         super().__init__()
-        self.consensus_self = consensus_self
+        self.consensus_self, self.radius = consensus_self, radius
         if radius > 0:
             side = torch.arange(grid_size, dtype=torch.float32)
             place = torch.cartesian_prod(side, side)  # (n, 2), row-major
             squared = (place[:, None] - place[None]).square().sum(-1)
             self.register_buffer("non_local_mask", (squared > radius**2)[None])
-        else:
-            self.non_local_mask = None
+            self.tile = min(grid_size, max(4, 2 * radius))
+            self.beyond = -grid_size % self.tile  # columns that the last tiles lack
+            number = torch.arange(1.0, grid_size**2 + 1)[None, None]  # 0 is outside the grid
+            query, key = (self._windows(number, around)[0, :, 0] for around in (0, radius))
+            query, key = query[..., None].long(), key[:, None].long()
+            far = F.pad(self.non_local_mask[0], (1, 0, 1, 0), value=True)[query, key]
+            # Tiles may reach beyond the grid: what is computed there is not used, but finite.
+            self.register_buffer("too_far", far & (query > 0), persistent=False)
+            self.register_buffer("itself", query == key, persistent=False)
 
     def forward(self, levels):
         """(K, d, B, n) -> (K, d, B, n)."""
         kind = levels.device.type
         known = torch.amp.is_autocast_available(kind)
+        agree = self._agree_near if self.radius > 0 else self._agree
         with torch.autocast(kind, enabled=False) if known else nullcontext():
             exact = at_least_float(levels)
-            agreed = torch.stack([self._agree(level.transpose(0, 1)) for level in exact])
+            agreed = torch.stack([agree(level.transpose(0, 1)) for level in exact])
         return agreed.to(levels.dtype)
 
     def _agree(self, value):
@@ -193,9 +201,31 @@ class ConsensusAttention(nn.Module):
         if not self.consensus_self:
             itself = torch.eye(n, dtype=torch.bool, device=scores.device)
             scores = scores.masked_fill(itself, SELF_SCORE)
-        if self.non_local_mask is not None:
-            scores = scores.masked_fill(self.non_local_mask, -math.inf)
         return (value @ scores.softmax(-1).mT).transpose(0, 1)
+
+    def _agree_near(self, value):
+        """The same within the radius. Square tiles of columns attend to the windows around them:
+        the work grows with n, not with n * n."""
+        (b, d, n), side = value.shape, math.isqrt(value.shape[2])
+        key = value / (value.norm(dim=1, keepdim=True) * math.sqrt(d))
+        query = self._windows(value, 0)  # (B, T, d, tile * tile), T tiles
+        scores = query.mT @ self._windows(key, self.radius)
+        if not self.consensus_self:
+            scores = scores.masked_fill(self.itself, SELF_SCORE)
+        scores = scores.masked_fill(self.too_far, -math.inf)
+        agreed = self._windows(value, self.radius) @ scores.softmax(-1).mT
+        whole = side + self.beyond
+        agreed = F.fold(agreed.permute(0, 2, 3, 1).flatten(1, 2), whole, self.tile, stride=self.tile)
+        return agreed[:, :, :side, :side].flatten(2).transpose(0, 1)
+
+    def _windows(self, columns, around):
+        """(B, d, n) -> (B, T, d, w * w): each tile with `around` columns more on every side."""
+        side = math.isqrt(columns.shape[2])
+        grid = columns.unflatten(2, (side, side))
+        grid = F.pad(grid, (around, around + self.beyond) * 2)
+        width = self.tile + 2 * around
+        windows = grid.unfold(2, width, self.tile).unfold(3, width, self.tile)
+        return windows.permute(0, 2, 3, 1, 4, 5).flatten(4, 5).flatten(1, 2)
 
 
 class GridPool(nn.Module):
