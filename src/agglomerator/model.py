@@ -206,26 +206,24 @@ class ConsensusAttention(nn.Module):
     def _agree_near(self, value):
         """The same within the radius. Square tiles of columns attend to the windows around them:
         the work grows with n, not with n * n."""
-        (b, d, n), side = value.shape, math.isqrt(value.shape[2])
-        key = value / (value.norm(dim=1, keepdim=True) * math.sqrt(d))
-        query = self._windows(value, 0)  # (B, T, d, tile * tile), T tiles
-        scores = query.mT @ self._windows(key, self.radius)
+        d, side = value.shape[1], math.isqrt(value.shape[2])
+        query, near = self._windows(value, 0), self._windows(value, self.radius)
+        norm = self._windows((value.square().sum(1, keepdim=True) * d).rsqrt(), self.radius)
+        scores = (query.mT @ near) * norm  # (B, T, tile * tile, w * w)
         if not self.consensus_self:
             scores = scores.masked_fill(self.itself, SELF_SCORE)
         scores = scores.masked_fill(self.too_far, -math.inf)
-        agreed = self._windows(value, self.radius) @ scores.softmax(-1).mT
-        whole = side + self.beyond
-        agreed = F.fold(agreed.permute(0, 2, 3, 1).flatten(1, 2), whole, self.tile, stride=self.tile)
-        return agreed[:, :, :side, :side].flatten(2).transpose(0, 1)
+        agreed = (near @ scores.softmax(-1).mT).flatten(2).mT  # (B, d * tile * tile, T)
+        grid = F.fold(agreed, side + self.beyond, self.tile, stride=self.tile)
+        return grid[:, :, :side, :side].flatten(2).transpose(0, 1)
 
     def _windows(self, columns, around):
-        """(B, d, n) -> (B, T, d, w * w): each tile with `around` columns more on every side."""
-        side = math.isqrt(columns.shape[2])
-        grid = columns.unflatten(2, (side, side))
-        grid = F.pad(grid, (around, around + self.beyond) * 2)
+        """(B, c, n) -> (B, T, c, w * w): T tiles, each with `around` columns more on every side."""
+        c, side = columns.shape[1], math.isqrt(columns.shape[2])
+        grid = F.pad(columns.unflatten(2, (side, side)), (0, self.beyond) * 2)
         width = self.tile + 2 * around
-        windows = grid.unfold(2, width, self.tile).unfold(3, width, self.tile)
-        return windows.permute(0, 2, 3, 1, 4, 5).flatten(4, 5).flatten(1, 2)
+        windows = F.unfold(grid, width, padding=around, stride=self.tile)
+        return windows.mT.unflatten(2, (c, -1))
 
 
 class GridPool(nn.Module):
