@@ -162,12 +162,14 @@ class ConsensusAttention(nn.Module):
     """Attention among the columns of an image, for each level apart, without learned projections.
 
     q = L, key = L / |L|, value = L; a column's score with itself is -5e-4 unless `consensus_self`;
-    with a radius r > 0, columns farther apart than r on the grid do not attend to each other.
+    with a radius r > 0, columns farther apart than r on the grid do not attend to each other. With a
+    temperature t the score is the cosine of L and L' over t, whatever their lengths: a step of mean
+    shift over directions (Comaniciu and Meer 2002), which draws like vectors together.
     """
 
-    def __init__(self, grid_size, consensus_self=False, radius=0):
+    def __init__(self, grid_size, consensus_self=False, radius=0, temperature=None):
         super().__init__()
-        self.consensus_self, self.radius = consensus_self, radius
+        self.consensus_self, self.radius, self.temperature = consensus_self, radius, temperature
         if radius > 0:
             side = torch.arange(grid_size, dtype=torch.float32)
             place = torch.cartesian_prod(side, side)  # (n, 2), row-major
@@ -193,11 +195,19 @@ class ConsensusAttention(nn.Module):
             agreed = torch.stack([agree(level.transpose(0, 1)) for level in exact])
         return agreed.to(levels.dtype)
 
+    def _query(self, value):
+        if self.temperature is None:
+            return value
+        return F.normalize(value, dim=1) * (math.sqrt(value.shape[1]) / self.temperature)
+
+    def _key_scale(self, value):
+        """1 / (|L| sqrt(d)): (B, d, n) -> (B, 1, n)."""
+        return (value.square().sum(1, keepdim=True) * value.shape[1]).rsqrt()
+
     def _agree(self, value):
-        """(B, d, n) -> (d, B, n). The products of a column with itself hold the norms too."""
-        d, n = value.shape[1:]
-        products = value.mT @ value  # (B, n, n)
-        scores = products * (products.diagonal(dim1=1, dim2=2) * d).rsqrt()[:, None]
+        """(B, d, n) -> (d, B, n)."""
+        n = value.shape[2]
+        scores = (self._query(value).mT @ value) * self._key_scale(value)  # (B, n, n)
         if not self.consensus_self:
             itself = torch.eye(n, dtype=torch.bool, device=scores.device)
             scores = scores.masked_fill(itself, SELF_SCORE)
@@ -206,10 +216,10 @@ class ConsensusAttention(nn.Module):
     def _agree_near(self, value):
         """The same within the radius. Square tiles of columns attend to the windows around them:
         the work grows with n, not with n * n."""
-        d, side = value.shape[1], math.isqrt(value.shape[2])
-        query, near = self._windows(value, 0), self._windows(value, self.radius)
-        norm = self._windows((value.square().sum(1, keepdim=True) * d).rsqrt(), self.radius)
-        scores = (query.mT @ near) * norm  # (B, T, tile * tile, w * w)
+        side = math.isqrt(value.shape[2])
+        query, near = self._windows(self._query(value), 0), self._windows(value, self.radius)
+        scale = self._windows(self._key_scale(value), self.radius)
+        scores = (query.mT @ near) * scale  # (B, T, tile * tile, w * w)
         if not self.consensus_self:
             scores = scores.masked_fill(self.itself, SELF_SCORE)
         scores = scores.masked_fill(self.too_far, -math.inf)
@@ -304,7 +314,9 @@ class Agglomerator(nn.Module):
         self.bottom_up = ColumnNet(s.levels, d, n, nn.GELU())
         # Stored in reversed order: the first group of weights serves level K-2, the last level 0.
         self.top_down = ColumnNet(s.levels - 1, d, n, Sine(), reverse=True)
-        self.attention = ConsensusAttention(s.grid_size, s.consensus_self, s.local_consensus_radius)
+        self.attention = ConsensusAttention(
+            s.grid_size, s.consensus_self, s.local_consensus_radius, s.consensus_temperature
+        )
         self.wl = nn.Parameter(torch.tensor(0.25))
         self.wBU = nn.Parameter(torch.tensor(0.25))
         self.wTD = nn.Parameter(torch.tensor(0.25))

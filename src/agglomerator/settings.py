@@ -207,10 +207,23 @@ class Settings:
     local_consensus_radius: int = setting(
         "model", 0, "Columns farther apart than this do not attend; 0 means no limit.", low=0
     )
+    consensus_temperature: float | None = setting(
+        "model",
+        None,
+        "Columns attend by the cosine of their vectors over this number, the smaller the more to "
+        "like ones alone, as 0.05; None: by a product that grows with their length, as published.",
+    )
 
     # Training
     temperature: float = setting("training", 0.07, "Temperature of the contrastive loss.")
     learning_rate: float = setting("training", 0.05, "Peak learning rate of AdamW.", low=0)
+    agreement: float = setting(
+        "training",
+        0.0,
+        "Weight of the loss that asks for islands in stage one: of even colour on the levels below "
+        "the top, of figures before their ground on the top; 0 as published.",
+        low=0,
+    )
     weight_decay: float = setting("training", 5e-4, "Weight decay of AdamW.", low=0)
     lr_speed: int = setting("training", 2000, "Length of the one-cycle schedule, in epochs.", low=1)
     max_epochs: int = setting("training", 10000, "Training ends after so many epochs.", low=1)
