@@ -137,7 +137,7 @@ def test_scores_add_up_over_batches():
         )
         sizes = [len(x) for lab in labels[:, level] for x in group(lab)]
         assert found["size"] == pytest.approx(np.mean(sizes))
-        assert found["islands"] == pytest.approx(len(sizes) / 7)
+        assert found["number"] == pytest.approx(len(sizes) / 7)
         assert found["inside"] == pytest.approx(sum(s for s in sizes if s > 1) / (7 * 16))
         assert math.isfinite(found["agreement"])
 

@@ -88,6 +88,7 @@ def test_every_configuration_computes_the_equations(flags):
     torch.testing.assert_close(model.states(images), expected)
     embedded = oracle.embedding(weights, expected, settings)
     torch.testing.assert_close(model(images), embedded)
+    torch.testing.assert_close(model.with_levels(images), (embedded, expected[-1]))
     torch.testing.assert_close(model.classify(images), oracle.logits(weights, embedded))
 
     model.train()

@@ -16,7 +16,7 @@ from torchmetrics import Metric
 
 from agglomerator.processes import at_least_float
 
-OF_COLUMNS = "agreement", "islands", "inside"
+OF_COLUMNS = "agreement", "number", "inside"
 MASKS = "parts", "objects"
 OF_MASKS = tuple(f"{mask}_{score}" for mask in MASKS for score in ("ari", "iou"))
 
@@ -176,7 +176,7 @@ class IslandScores(Metric):
             masks: "parts" and "objects", or one of them, to their (B, H, W), if they are known.
         """
         self.columns = labels.shape[-1] ** 2
-        found = dict(zip(("islands", "inside"), count(labels), strict=True))
+        found = dict(zip(("number", "inside"), count(labels), strict=True))
         if agree is not None:
             found["agreement"] = agree
         for name, mask in (masks or {}).items():
@@ -196,7 +196,7 @@ class IslandScores(Metric):
 
     def compute(self):
         """A list with a dictionary for every level: `agreement` (mean cosine of neighbours),
-        `islands` (their number), `size` (columns of an island), `inside` (share of columns in
+        `number` of islands, `size` (columns of an island), `inside` (share of columns in
         islands larger than one), and of masks `parts_ari`, `parts_iou`, `objects_ari`,
         `objects_iou`; what is not known is left out."""
         means = (self.sums / self.images).mT.tolist()
@@ -204,7 +204,7 @@ class IslandScores(Metric):
         for values in means:
             named = zip((*OF_COLUMNS, *OF_MASKS), values, strict=True)
             level = {name: value for name, value in named if not math.isnan(value)}
-            if "islands" in level:
-                level["size"] = self.columns / level["islands"]
+            if "number" in level:
+                level["size"] = self.columns / level["number"]
             levels.append(level)
         return levels

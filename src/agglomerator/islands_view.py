@@ -1,179 +1,168 @@
-"""Islands of agreement: the levels of sample images as pictures that compare over a whole run."""
+"""The live view of islands: a window, a page in the browser, files, an animation, the logger."""
 
+import asyncio
+import shutil
+import threading
 import time
 
 import matplotlib
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib import pyplot as plt
 from matplotlib.backends.registry import BackendFilter, backend_registry
+from PIL import Image
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.strategies import FSDPStrategy
+
+from agglomerator.islands_pictures import Album, animate
+from agglomerator.report import say
 
 SAMPLES = 6
-SECONDS = 20
-
-
-class Projection:
-    """A map from vectors to colours for every level, fitted once and used for all pictures.
-
-    Vectors count by their direction, as in consensus. The three main axes of the vectors of the
-    first pictures become red, green and blue. Equal vectors have equal colours in every image and
-    at any time; different ones can look alike, since three axes do not hold all of a vector.
-    """
-
-    def __init__(self, mean, axes, spread):
-        self.mean, self.axes, self.spread = mean, axes, spread
-
-    @classmethod
-    def fit(cls, levels):
-        """Fit to the levels (B, n, K, d) of some images."""
-        vectors = F.normalize(levels.double(), dim=-1).flatten(0, 1).transpose(0, 1)  # (K, B*n, d)
-        mean = vectors.mean(1, keepdim=True)
-        axes = torch.linalg.svd(vectors - mean, full_matrices=False).Vh[:, :3].mT  # (K, d, 3)
-        largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
-        axes = F.pad(axes * largest.sign(), (0, 3 - axes.shape[2]))
-        spread = ((vectors - mean) @ axes).std(1, keepdim=True).clamp(min=1e-6)
-        return cls(*(x.numpy() for x in (mean, axes, spread)))
-
-    @classmethod
-    def load(cls, path, levels, width):
-        """The projection kept in a file, or None if there is none, whole, for these levels and
-        width."""
-        shapes = {"mean": (levels, 1, width), "axes": (levels, width, 3), "spread": (levels, 1, 3)}
-        try:
-            with np.load(path) as kept:
-                arrays = {name: kept[name] for name in shapes}
-        except Exception:  # no file, or a damaged one, which raises anything
-            return None
-        fits = all(arrays[name].shape == shape for name, shape in shapes.items())
-        return cls(**arrays) if fits and all(a.dtype.kind == "f" for a in arrays.values()) else None
-
-    def save(self, path):
-        np.savez(path, mean=self.mean, axes=self.axes, spread=self.spread)
-
-    def colours(self, levels):
-        """levels (B, n, K, d) -> colours (K, B, n, 3) from 0 to 1."""
-        vectors = F.normalize(levels.double(), dim=-1).permute(2, 0, 1, 3).numpy()
-        along = (vectors - self.mean[:, None]) @ self.axes[:, None] / self.spread[:, None]
-        return np.clip(0.5 + along / 5, 0, 1)
-
-
-def draw(figure, images, colours, titles):
-    """Draw one row an image into a figure: the input, then its levels from lowest to highest.
-
-    Args:
-        figure: matplotlib figure; what it showed before is removed.
-        images: (B, C, H, W) uint8.
-        colours: (K, B, n, 3), from `Projection.colours`.
-        titles: of the rows.
-    """
-    n_levels, n_images, n_columns = colours.shape[:3]
-    side = round(n_columns**0.5)
-    figure.clear()
-    axes = figure.subplots(n_images, n_levels + 1, squeeze=False)
-    for row, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        axes[row, 0].imshow(image, cmap="gray", vmin=0, vmax=255)
-        axes[row, 0].set_ylabel(titles[row], rotation=0, ha="right", va="center")
-        for level in range(n_levels):
-            axes[row, level + 1].imshow(colours[level, row].reshape(side, side, 3))
-    for level in range(n_levels):
-        name = {0: "\n(parts)", n_levels - 1: "\n(whole)"}.get(level, "")
-        axes[0, level + 1].set_title(f"level {level}{name}", fontsize=10)
-    axes[0, 0].set_title("input", fontsize=10)
-    for ax in axes.flat:
-        ax.set(xticks=[], yticks=[])
+SECONDS = 20  # between two pictures, or more, so that they take no more than
+SHARE = 0.02  # of the time
+MOST_FRAMES = 100
 
 
 class IslandsView(Callback):
     """Shows the islands of the same sample images during training, validation and test.
 
-    On a desktop in one window that updates in place and never waits; always as files in `folder`:
-    one for every validation and test, and `latest.png`, at most every 20 seconds, in between.
+    A first picture before training and a last one after it; in between, no more than `SHARE` of
+    the time goes into pictures. Each is written into the folder, where the last of them make an
+    animation, and shown in a window or a page where there is one, which never holds up the run.
 
     Args:
         folder: for the pictures and for the projection, which later runs into the same folder use.
         stage: name of the stage, for file names.
+        threshold: least cosine of neighbours of one island.
     """
 
-    def __init__(self, folder, stage):
-        self.folder, self.stage = folder, stage
-        self.figure = self.projection = None
-        self.window = False
-        self.drawn_at = time.monotonic()
+    def __init__(self, folder, stage, threshold):
+        self.album, self.stage = Album(folder, threshold), stage
+        self.frames = folder / "frames" / stage
+        self.screen = None
+        self.on = True
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if time.monotonic() - self.drawn_at > SECONDS:
-            self.show(trainer, module, module.data.val, "latest")
-        self._update_window()
+    def setup(self, trainer, module, stage):
+        self.on = trainer.is_global_zero
+        if self.on and isinstance(trainer.strategy, FSDPStrategy):
+            say("--plot_islands: not while the weights lie in pieces (fsdp); --mode=islands after.")
+            self.on = False
+
+    def on_train_start(self, trainer, module):
+        self.began = self.drawn_at = time.perf_counter()
+        self.spent = self.longest = 0.0
+        for frame in self._frames() if self.on else ():
+            if int(frame.stem) > trainer.global_step:  # of a training that this one does not go on
+                frame.unlink()
+        self._show(trainer, module)
+
+    def on_train_batch_end(self, trainer, module, *batch):
+        if self._due():
+            self._show(trainer, module)
+        self._answer()
+
+    def on_validation_batch_end(self, trainer, module, *batch):
+        self._answer()
 
     def on_validation_end(self, trainer, module):
-        name = f"{self.stage}_epoch_{trainer.current_epoch + 1:04d}"
-        self.show(trainer, module, module.data.val, name)
+        if trainer.state.fn == "fit" and self._due():
+            self._show(trainer, module, log=True)
+
+    def on_train_end(self, trainer, module):
+        self._show(trainer, module, log=True)
+        self._animate()
+
+    def on_exception(self, trainer, module, exception):
+        self._animate()
 
     def on_test_end(self, trainer, module):
-        self.show(trainer, module, module.data.test, f"{self.stage}_test")
-
-    @rank_zero_only
-    def show(self, trainer, module, subset, name):
-        images, labels = _samples(subset, len(module.data.classes))
-        levels = final_levels(module, module.data.view(images.to(module.device)))
-        images = module.data.crop(images)
-        if self.projection is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / "projection.npz"
-            self.projection = Projection.load(path, *levels.shape[2:])
-            if self.projection is None:
-                self.projection = Projection.fit(levels)
-                self.projection.save(path)
-        if self.figure is None:
-            size = 1.5 + 1.5 * (levels.shape[2] + 1), 1.5 * len(images) + 0.8
-            self.figure = plt.figure(figsize=size, layout="constrained")
-            self.window = interactive()
-            if self.window:
-                plt.show(block=False)
-        titles = [module.data.classes[label] for label in labels]
-        draw(self.figure, images, self.projection.colours(levels), titles)
-        self.figure.suptitle(f"Islands of agreement, {name.replace('_', ' ')}")
-        path = self.folder / f"{name}.png"
-        self.figure.savefig(path, dpi=110)
-        self.figure.canvas.draw_idle()
-        self._update_window()
-        if name != "latest":
-            for logger in trainer.loggers:
-                _log_picture(logger, self.figure, path, trainer.global_step)
-        self.drawn_at = time.monotonic()
-
-    def _update_window(self):
-        """Let the window draw and answer to its user, unless there is none or it was closed."""
-        if self.window and plt.fignum_exists(self.figure.number):
-            self.figure.canvas.flush_events()
+        self._show(trainer, module, test=True, log=True)
 
     def teardown(self, trainer, module, stage):
-        if self.figure is not None:
-            plt.close(self.figure)
-            self.figure = None
+        if self.screen is not None:
+            self.screen.close()
+            self.screen = None
+
+    def _due(self):
+        """Whether a picture fits into the share of the time that is for pictures."""
+        now = time.perf_counter()
+        allowed = SHARE * (now - self.began)
+        return now - self.drawn_at >= SECONDS and self.spent + self.longest <= allowed
+
+    def _answer(self):
+        if self.on and self.screen is not None:
+            began = time.perf_counter()
+            self._on_screen("answer")
+            self.spent += time.perf_counter() - began
+
+    def _show(self, trainer, module, test=False, log=False):
+        if not self.on:
+            return
+        began = time.perf_counter()
+        try:
+            self._draw(trainer, module, test, log)
+        except OSError as error:  # no reason to end a training
+            say(f"--plot_islands: {error.filename}: {error.strerror}; no more pictures.")
+            self.on = False
+        self.drawn_at = time.perf_counter()
+        if not test:
+            self.longest = max(self.longest, self.drawn_at - began)
+            self.spent += self.drawn_at - began
+
+    def _draw(self, trainer, module, test, log):
+        data = module.data
+        subset = data.test if test or not len(data.val) else data.val
+        images, labels = samples(subset, len(data.classes))
+        states = states_of(module, data.view(images.to(module.device)))
+        names = [data.classes[label] for label in labels]
+        if test:
+            name, when = f"{self.stage}_test", "test images"
+        else:
+            epoch, step = trainer.current_epoch, trainer.global_step
+            name, when = self.stage, f"{self.stage} training, epoch {epoch + 1}, step {step}"
+        title = f"Islands of agreement, {data.settings.dataset}, {when}"
+        sheets = self.album.sheets(data.crop(images), names, states, title)
+        paths = self.album.write(name, *sheets)
+        if not test:
+            self._keep_frame(paths[0], trainer.global_step)
+        if self.screen is None:
+            self.screen = screen()
+        self._on_screen("show", sheets[0])
+        if log:
+            for logger in trainer.loggers:
+                log_pictures(
+                    logger,
+                    dict(zip(("islands", "iterations"), paths, strict=True)),
+                    step=trainer.global_step,
+                )
+
+    def _on_screen(self, what, *sheet):
+        try:
+            getattr(self.screen, what)(*sheet)
+        except Exception as error:  # desktops have errors of their own, no reason to end a training
+            say(f"--plot_islands: {' '.join(str(error).split())}; pictures go to files alone.")
+            self.screen = Nowhere()
+
+    def _frames(self):
+        return sorted(self.frames.glob("[0-9]" * 10 + ".png"))
+
+    def _keep_frame(self, picture, step):
+        """Keep a picture for the animation; at most `MOST_FRAMES`, evenly over the training."""
+        self.frames.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(picture, self.frames / f"{step:010d}.png")
+        frames = self._frames()
+        if len(frames) > MOST_FRAMES:
+            steps = [int(frame.stem) for frame in frames]
+            gaps = [after - before for before, after in zip(steps[:-2], steps[2:], strict=True)]
+            frames[1 + gaps.index(min(gaps))].unlink()
+
+    def _animate(self):
+        frames = self._frames() if self.on else []
+        if len(frames) > 1:
+            animate(frames, self.album.folder / f"{self.stage}.gif")
 
 
-def final_levels(module, views):
-    """Levels (B, n, K, d) after the last iteration, on the CPU, without touching the training."""
-    training = module.training
-    module.eval()
-    with torch.no_grad():
-        levels = module.model.states(views)[-1].float().cpu()
-    module.train(training)
-    return levels
-
-
-def interactive():
-    """Whether matplotlib draws into windows here."""
-    return matplotlib.get_backend().lower() in backend_registry.list_builtin(
-        BackendFilter.INTERACTIVE
-    )
-
-
-def _samples(subset, n_classes):
+def samples(subset, n_classes):
     """The first image of each of the first classes, at most SAMPLES: images and labels."""
     dataset, rows = subset.dataset, torch.as_tensor(list(subset.indices))
     labels = dataset.labels[rows]
@@ -181,9 +170,120 @@ def _samples(subset, n_classes):
     return dataset[rows[torch.cat(first[:SAMPLES])]]
 
 
-def _log_picture(logger, figure, path, step):
+def states_of(module, views):
+    """States (T + 1, B, n, K, d), on the CPU, without touching the training."""
+    training = module.training
+    module.eval()
+    with torch.no_grad():
+        states = module.model.states(views).float().cpu()
+    module.train(training)
+    return states
+
+
+def log_pictures(logger, paths, step):
+    """Give pictures, names to paths of PNG files, to a logger that takes any."""
     kind = type(logger).__name__
-    if kind == "WandbLogger":
-        logger.log_image("islands", [str(path)], step=step)
-    elif kind == "TensorBoardLogger":
-        logger.experiment.add_figure("islands", figure, step, close=False)
+    for name, path in paths.items():
+        if kind == "WandbLogger":
+            logger.log_image(name, [str(path)], step=step)
+        elif kind == "TensorBoardLogger":
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("RGB"))
+            logger.experiment.add_image(name, pixels, step, dataformats="HWC")
+
+
+def screen():
+    """Where pictures are shown here: a window, a page, or nowhere."""
+    backend = matplotlib.get_backend().lower()
+    windows = backend_registry.list_builtin(BackendFilter.INTERACTIVE)
+    if backend not in windows:
+        return Nowhere()
+    return Page() if backend == "webagg" else Window()
+
+
+class Nowhere:
+    """No display."""
+
+    def show(self, sheet):
+        """Show a picture: a function that draws into a figure."""
+
+    def answer(self):
+        """Let the user's mouse and keys have their effect."""
+
+    def close(self):
+        """Take it away."""
+
+
+class Window(Nowhere):
+    """A window of the desktop. It can be closed; it does not come back then."""
+
+    def __init__(self):
+        self.figure = None
+
+    def show(self, sheet):
+        if self.figure is None:
+            self.figure = plt.figure("Islands of agreement", layout="constrained")
+            self.figure.set_size_inches(*sheet(self.figure))
+            plt.show(block=False)
+        elif self._open():
+            sheet(self.figure)
+            self.figure.canvas.draw_idle()
+        self.answer()
+
+    def answer(self):
+        if self._open():
+            self.figure.canvas.flush_events()
+
+    def close(self):
+        if self.figure is not None:
+            plt.close(self.figure)
+
+    def _open(self):
+        return plt.fignum_exists(self.figure.number)
+
+
+class Page(Nowhere):
+    """A page that matplotlib serves to browsers. A thread of its own answers them and draws, so
+    that it does so while a step is computed."""
+
+    loop = None  # of the one server of this process
+
+    def __init__(self):
+        self.figure = None
+        if Page.loop is None:
+            ready = threading.Event()
+            threading.Thread(target=asyncio.run, args=(self._serve(ready),), daemon=True).start()
+            ready.wait()
+
+    @staticmethod
+    async def _serve(ready):
+        from matplotlib.backends.backend_webagg import WebAggApplication as Server
+
+        try:
+            Server.initialize()
+            Page.loop = asyncio.get_running_loop()
+            say(
+                f"Islands live: http://{Server.address}:{Server.port} (from another machine after: "
+                f"ssh -L {Server.port}:{Server.address}:{Server.port} HOST)"
+            )
+        except (OSError, SystemExit) as error:
+            say(f"--plot_islands: no page ({error}).")
+        finally:
+            ready.set()
+        await asyncio.Event().wait()
+
+    def show(self, sheet):
+        if self.loop is not None:
+            self.loop.call_soon_threadsafe(self._draw, sheet)
+
+    def _draw(self, sheet):
+        if self.figure is None:
+            self.figure = plt.figure("Islands of agreement", layout="constrained")
+            self.figure.set_size_inches(*sheet(self.figure))
+        else:
+            sheet(self.figure)
+        self.figure.canvas.draw_idle()
+
+    def close(self):
+        if self.loop is not None:
+            self.loop.call_soon_threadsafe(lambda: plt.close(self.figure))

@@ -394,8 +394,23 @@ class Agglomerator(nn.Module):
         for t in range(last):
             keep = min(self.settings.levels, last - t)
             state = self.iterate(state, parts, keep, alike=t == 0)
-        top = state[-1].expand(-1, len(images), -1).permute(1, 2, 0)  # (B, n, d)
+        return self._embed(state, len(images))
+
+    def _embed(self, state, n_images):
+        top = state[-1].expand(-1, n_images, -1).permute(1, 2, 0)  # (B, n, d)
         return F.normalize(self.contrastive_head(top), dim=-1)
+
+    def with_levels(self, images):
+        """images -> the embedding, as `forward` returns it, and all levels of the last state,
+        (B, n, K, d)."""
+        state, parts = self._start(images)
+        embedding = None
+        for t in range(self.settings.n_iters + 1):
+            if t > 0:
+                state = self.iterate(state, parts, keep=self.settings.levels, alike=t == 1)
+            if t == self.settings.denoise_iter % (self.settings.n_iters + 1):
+                embedding = self._embed(state, len(images))
+        return embedding, state.expand(-1, -1, len(images), -1).permute(2, 3, 0, 1)
 
     def classify(self, images):
         """images (B, n_channels, image_size, image_size) -> logits (B, n_classes)."""

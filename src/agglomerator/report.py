@@ -148,6 +148,28 @@ def draw_confusion(confusion, classes, record):
     return figure
 
 
+def island_lines(record):
+    """The scores of islands as a table for the terminal."""
+    titles = {"agreement": "cosine", "number": "islands", "size": "columns", "inside": "inside"}
+    titles |= {"parts_ari": "parts ARI", "parts_iou": "IoU"}
+    titles |= {"objects_ari": "objects ARI", "objects_iou": "IoU"}
+    known = [name for name in titles if any(name in row for row in record["rows"])]
+    width = max(len(row["of"]) for row in record["rows"])
+    lines = [
+        f"islands of {record['images']} test images, of neighbours with a cosine of at least "
+        f"{record['threshold']}",
+        f"  {'':<{width}}  " + "  ".join(f"{titles[name]:>7}" for name in known),
+    ]
+    for row in record["rows"]:
+        cells = []
+        for name in known:
+            form = ".1f" if name in ("number", "size") else ".1%" if name == "inside" else ".3f"
+            value = format(row[name], form) if name in row else "-"
+            cells.append(value.rjust(max(7, len(titles[name]))))
+        lines.append(f"  {row['of']:<{width}}  " + "  ".join(cells))
+    return lines
+
+
 def lines_of(record):
     """The figures of a test for the terminal."""
     lines = [
@@ -161,4 +183,4 @@ def lines_of(record):
     width = max(map(len, record["per_class"]))
     for name, share in record["per_class"].items():
         lines.append(f"  {name:<{width}}  {'no images' if share is None else f'{share:7.2%}'}")
-    return lines
+    return lines + island_lines(record["islands"])

@@ -13,9 +13,14 @@ import torch
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from agglomerator import checkpoints, flags, processes, report
+from agglomerator import checkpoints, flags, islands_baselines, processes, report
 from agglomerator.data import sets
+from agglomerator.data.augment import normalize
+from agglomerator.data.folder import pages_of_files
 from agglomerator.data.module import Data
+from agglomerator.islands import MASKS
+from agglomerator.islands_pictures import Album
+from agglomerator.islands_view import samples
 from agglomerator.model import Agglomerator
 from agglomerator.record import hold, recorded
 from agglomerator.report import command, run_folder, say
@@ -52,7 +57,7 @@ def run(settings, given):
     """
     quiet_libraries()
     keep_freed_memory()
-    modes = {"train": train, "test": test, "freeze": freeze, "all": run_all}
+    modes = {"train": train, "test": test, "freeze": freeze, "islands": islands, "all": run_all}
     try:
         with StopSignals():
             modes[settings.mode](settings, given)
@@ -274,6 +279,8 @@ def test(settings, given):
         module.confusion.compute().cpu().numpy(),
         data.classes,
     )
+    seed = start.settings.get("seed", settings.seed)
+    record["islands"] = island_scores(trainer, module, data, settings.replace(seed=seed))
     confusion = np.array(record["confusion_matrix"])
     paths = report.write_test(folder, stage, record, confusion, data.classes)
     say("\n".join(report.lines_of(record)))
@@ -281,6 +288,21 @@ def test(settings, given):
         paths.append(folder / "islands" / f"{stage}_test.png")
     say("Written: " + ", ".join(map(str, paths)))
     say(f"Next: {command(settings, mode='freeze', load_checkpoint_dir=start.path)}")
+
+
+def island_scores(trainer, module, data, settings):
+    """The scores of the islands of the test images; where parts and objects are known, of the
+    first ones, against these and beside baselines."""
+    tested = min(trainer.num_test_batches[0] * settings.batch_size, len(data.test))
+    found = {"threshold": settings.island_threshold, "images": tested}
+    if set(MASKS) <= set(getattr(data.test.dataset, "extra", ())):
+        found["images"] = min(tested, islands_baselines.SCENES)
+        device = trainer.strategy.root_device
+        rows = islands_baselines.compare(module.model, data, settings, device, found["images"])
+    else:
+        levels = enumerate(module.islands.compute())
+        rows = [{"of": f"level {level}", **scores} for level, scores in levels]
+    return found | {"rows": rows}
 
 
 @rank_zero_only
@@ -294,6 +316,30 @@ def freeze(settings, given):
         save_array(folder / f"features_{name}.npy", embedding.numpy())
         save_array(folder / f"labels_{name}.npy", labels.numpy())
         say(f"{folder}/features_{name}.npy  {tuple(embedding.shape)}, labels_{name}.npy")
+
+
+@rank_zero_only
+def islands(settings, given):
+    """Draw the islands of a checkpoint's network, of test images or of the user's own."""
+    start = checkpoint_needed(settings)
+    settings, model = network(settings, given, start)
+    folder = run_folder(settings) / "islands"
+    hold(folder.parent, "islands")
+    album = Album(folder, settings.island_threshold)
+    if settings.images is None:
+        data = load_data(settings)
+        images, labels = samples(data.test, len(data.classes))
+        of_test = data.crop(images), [data.classes[label] for label in labels]
+        pages, name, subject = [of_test], "network", f"{settings.dataset}, test images"
+    else:
+        pages, name, subject = pages_of_files(settings), "images", "own images"
+    for number, (images, names) in enumerate(pages, 1):
+        title = f"Islands of agreement, {subject}"
+        with torch.no_grad():
+            states = model.states(normalize(images, *sets.colours_of(settings))).float()
+        sheets = album.sheets(images, names, states, title)
+        paths = album.write(name if number == 1 else f"{name}_{number}", *sheets)
+        say("Written: " + ", ".join(map(str, paths)))
 
 
 def opened(settings, given, start, what):

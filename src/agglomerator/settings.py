@@ -57,8 +57,9 @@ class Settings:
         "run",
         "train",
         "train; test (figures on the test set); freeze (embeddings of all images as .npy files); "
-        "all (stage one, stage two, test, one after the other).",
-        choices=("train", "test", "freeze", "all"),
+        "islands (pictures of the islands of a trained network); all (stage one, stage two, test, "
+        "one after the other).",
+        choices=("train", "test", "freeze", "islands", "all"),
     )
     supervise: bool = setting(
         "run",
@@ -255,6 +256,19 @@ class Settings:
     plot_islands: bool = setting(
         "pictures", False, "Show the islands of sample images while the run goes on."
     )
+    island_threshold: float = setting(
+        "pictures",
+        0.8,
+        "Neighbouring columns are of one island if the cosine of their vectors is at least this.",
+        low=-1.0,
+        high=1.0,
+    )
+    images: str | None = setting(
+        "pictures",
+        None,
+        "Image file, or folder of them, of which --mode=islands draws the islands; None: some "
+        "images of the test set.",
+    )
     logger: str = setting(
         "pictures",
         "wandb",
@@ -291,6 +305,10 @@ class Settings:
         if not self.exp_name or ".." in Path(self.exp_name).parts or Path(self.exp_name).anchor:
             raise UserError(
                 f"--exp_name={self.exp_name}: must be a name, or folders and a name, in output_dir."
+            )
+        if self.images is not None and self.mode != "islands":
+            raise UserError(
+                f"--images={self.images}: only --mode=islands draws files of one's own."
             )
         self._check_grid()
         self._check_tokenizer()

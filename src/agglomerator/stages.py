@@ -10,6 +10,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from agglomerator.data.module import chance
+from agglomerator.islands import IslandScores
 from agglomerator.losses import supervised_contrastive_loss
 from agglomerator.processes import gather
 
@@ -62,6 +63,7 @@ class Stage(LightningModule):
             n_classes, average="micro", top_k=min(5, n_classes), validate_args=False
         )
         self.confusion = MulticlassConfusionMatrix(n_classes, validate_args=False)
+        self.islands = IslandScores(settings.levels)
         for name, parameter in model.named_parameters():
             in_classifier = name.startswith("classification_head")
             if self.stage == "finetuned":
@@ -160,6 +162,7 @@ class Stage(LightningModule):
 
     def on_validation_epoch_start(self):
         self._gather_class_sums()
+        self.islands.reset()
 
     def validation_step(self, batch, batch_idx):
         loss, logits = self._evaluate(batch, batch_idx)
@@ -167,6 +170,11 @@ class Stage(LightningModule):
         self.val_loss(loss.expand(len(batch[1])))
         self.log("val_loss", self.val_loss, prog_bar=True)
         self.log("val_acc", self.val_accuracy, prog_bar=True)
+
+    def on_validation_epoch_end(self):
+        for level, scores in enumerate(self.islands.compute()):
+            named = {f"val_islands_{name}_{level}": score for name, score in scores.items()}
+            self.log_dict(named)
 
     def test_step(self, batch, batch_idx):
         loss, logits = self._evaluate(batch, batch_idx)
@@ -177,11 +185,12 @@ class Stage(LightningModule):
     def _evaluate(self, batch, batch_idx):
         """Loss, and logits: of the classifier, or cosines to the class means in stage one."""
         images, labels = batch
-        view = self.data.view(images)
+        embedding, levels = self.model.with_levels(self.data.view(images))
+        self.islands.update_states(levels, self.settings.island_threshold)
         if self.stage == "contrastive":
             loss, _ = self._contrast(images, labels, self._chance(batch_idx))
-            return loss, self.model(view).float() @ F.normalize(self.class_sums.float(), dim=-1).mT
-        logits = self._classify(view)
+            return loss, embedding.float() @ F.normalize(self.class_sums.float(), dim=-1).mT
+        logits = self.model.classification_head_from_contr(embedding)
         return F.cross_entropy(logits, labels), logits
 
     def predict_step(self, batch, batch_idx):

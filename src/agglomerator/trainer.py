@@ -43,7 +43,7 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
         callbacks[:0] = Pace(s.batch_size), StopUnlessFinite()
     folder = run_folder(s)
     if s.plot_islands and s.mode != "freeze":
-        callbacks.append(IslandsView(folder / "islands", stage))
+        callbacks.append(IslandsView(folder / "islands", stage, s.island_threshold))
     devices, num_nodes = s.devices, s.num_nodes
     if TorchElasticEnvironment.detect():  # torchrun has started so many, whatever the flags say
         devices = int(os.environ["LOCAL_WORLD_SIZE"])

@@ -77,21 +77,37 @@ def read_folder(settings, split, size):
     return files.in_memory(settings.num_workers)
 
 
+def pages_of_files(settings, rows=8):
+    """The images of --images, a file or a folder, a few at a time.
+
+    Yields:
+        (images, names): (B, n_channels, image_size, image_size) uint8, and names of the files.
+
+    Raises:
+        UserError: there are none, or one cannot be read and skip_unreadable is not set.
+    """
+    s, path = settings, Path(settings.images)
+    if not path.exists():
+        raise UserError(f"--images={path}: there is no such file or folder.")
+    paths = [str(path)] if path.is_file() else _images_below(path)
+    if not paths:
+        raise UserError(f"--images={path}: there is no image in it.")
+    numbers = list(range(len(paths)))
+    files = ImageFiles(paths, numbers, paths, s.image_size, s.n_channels, s.skip_unreadable)
+    for start in numbers[::rows]:
+        images, read = files[numbers[start : start + rows]]
+        if len(images):
+            yield images, [Path(paths[i]).name for i in read]
+
+
 @lru_cache
 def _listing(folder):
     """Classes (sorted), paths (sorted by class and name) and labels of the images in a folder."""
-    readable = formats()
-    known = {end for end, kind in Image.registered_extensions().items() if kind in readable}
     classes, paths, labels = [], [], []
     for path in sorted(folder.iterdir()):
         if not path.is_dir() or path.name.startswith((".", "__")):
             continue
-        found = sorted(
-            os.path.join(place, name)
-            for place, _, names in os.walk(path, followlinks=True)
-            for name in names
-            if os.path.splitext(name)[1].lower() in known and not name.startswith(".")
-        )
+        found = _images_below(path)
         if not found:
             raise UserError(f"{path}: an empty class: no image in it; add some or remove it.")
         labels += [len(classes)] * len(found)
@@ -101,6 +117,18 @@ def _listing(folder):
         found = f"one class only, {classes[0]}" if classes else "no folders of classes"
         raise UserError(f"{folder}: holds {found}; put at least two there, as {LAYOUT}.")
     return classes, paths, labels
+
+
+def _images_below(folder):
+    """Paths of the images in a folder and its folders, sorted."""
+    readable = formats()
+    known = {end for end, kind in Image.registered_extensions().items() if kind in readable}
+    return sorted(
+        os.path.join(place, name)
+        for place, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if os.path.splitext(name)[1].lower() in known and not name.startswith(".")
+    )
 
 
 def memory():

@@ -45,9 +45,7 @@ class Data(LightningDataModule):
         self.settings = settings
         self.entry = sets.entry_of(settings)
         sets.complete(settings, given={"n_classes"})
-        self.mean, self.std = self.entry.mean, self.entry.std
-        if settings.n_channels == 1:
-            self.mean, self.std = (sum(x) / len(x) for x in (self.mean, self.std))
+        self.mean, self.std = sets.colours_of(settings)
 
     def prepare_data(self):
         """Download what is missing; processes of this machine that want the same wait."""

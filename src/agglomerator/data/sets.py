@@ -197,6 +197,14 @@ def _read(settings, split):
     return ImageSet(images, found.labels, found.classes, found.extra)
 
 
+def colours_of(settings):
+    """Mean and standard deviation of --dataset, on the scale 0 to 1, in the channels asked for."""
+    entry = entry_of(settings)
+    if settings.n_channels == 1:
+        return tuple(sum(x) / len(x) for x in (entry.mean, entry.std))
+    return entry.mean, entry.std
+
+
 def side_of(settings):
     """Side of the images before cropping."""
     return round(settings.image_size * entry_of(settings).margin)
