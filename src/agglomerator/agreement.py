@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from agglomerator.processes import at_least_float
 
-WIDTH = 0.1  # of colours that attract each other, on the scale 0 to 1
-STEP = 0.06  # least difference of settled colours that parts two neighbours
+WIDTH = 0.08  # of colours that attract each other, on the scale 0 to 1
+STEP = 0.08  # least difference of settled colours that parts two neighbours
 FAR = 0.16  # least difference that parts columns which are not neighbours
 COSINE = 0.7  # where agreement begins, for the loss
 SHARPNESS = 10.0  # change of the log odds of agreement with the cosine
@@ -78,15 +78,16 @@ def agreement_loss(levels, colours, generator):
     """How far columns are from islands of colour, and on the top level of figures.
 
     Args:
-        levels: (K, d, B, n), a state of the columns.
-        colours: (B, C, H, W) of the images, on the scale 0 to 1 up to a shift.
+        levels: (B, n, K, d), a state of the columns.
+        colours: (B, C, H, W) of the images, on the scale 0 to 1.
         generator: on the CPU; says which pairs that are not neighbours are looked at.
 
     Returns:
         A scalar, the mean over levels.
     """
-    side = math.isqrt(levels.shape[-1])
-    vectors = F.normalize(at_least_float(levels), dim=1).unflatten(3, (side, side))
+    vectors = F.normalize(at_least_float(levels), dim=-1).permute(2, 0, 3, 1)  # (K, B, d, n)
+    side = math.isqrt(vectors.shape[-1])
+    vectors = vectors.unflatten(3, (side, side))
     with torch.no_grad():
         settled = settle(F.adaptive_avg_pool2d(at_least_float(colours), side))
         ground = ground_of(settled)
@@ -96,14 +97,14 @@ def agreement_loss(levels, colours, generator):
         (one, two), (a, b), (g, h) = select(vectors), select(settled), select(ground)
         step = distance(a, b)
         patch, figure = step < STEP, g == h
-        agree = torch.stack([patch] * (len(levels) - 1) + [figure])  # (K, B, S, S)
-        odds = SHARPNESS * ((one * two).sum(1) - COSINE)
+        agree = torch.stack([patch] * (len(vectors) - 1) + [figure])  # (K, B, S, S)
+        odds = SHARPNESS * ((one * two).sum(2) - COSINE)
         each = F.binary_cross_entropy_with_logits(odds, agree.to(odds), reduction="none")
         if near:
             weight = 1 + (BOUNDARY - 1) * ~agree
         else:  # between the two differences either may be true
             clear = patch | (step > FAR)
-            weight = torch.stack([clear] * (len(levels) - 1) + [clear | True]).to(odds)
+            weight = torch.stack([clear] * (len(vectors) - 1) + [clear | True]).to(odds)
         return ((each * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1)).mean()
 
     beside = loss(lambda x: (x[..., 1:], x[..., :-1]), near=True)

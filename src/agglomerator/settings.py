@@ -130,8 +130,8 @@ class Settings:
         "data",
         "randaugment",
         "How training images are changed: randaugment (as published), crop (shifted by up to an "
-        "eighth of their side), flip (shifted so and mirrored).",
-        choices=("randaugment", "crop", "flip"),
+        "eighth of their side), flip (shifted so and mirrored), mirror (mirrored, nothing cut off).",
+        choices=("randaugment", "crop", "flip", "mirror"),
     )
     val_share: float = setting(
         "data",
@@ -302,6 +302,11 @@ class Settings:
                 raise UserError(f"--{name}={getattr(self, name)}: must be more than 0, as {usual}.")
         if self.dropout == 1:
             raise UserError("--dropout=1.0: drops everything; use less, as 0.3.")
+        if self.consensus_temperature is not None and not self.consensus_temperature > 0:
+            raise UserError(
+                f"--consensus_temperature={self.consensus_temperature}: must be more than 0, as "
+                "0.05."
+            )
         if not self.exp_name or ".." in Path(self.exp_name).parts or Path(self.exp_name).anchor:
             raise UserError(
                 f"--exp_name={self.exp_name}: must be a name, or folders and a name, in output_dir."
