@@ -162,9 +162,9 @@ class ConsensusAttention(nn.Module):
     """Attention among the columns of an image, for each level apart, without learned projections.
 
     q = L, key = L / |L|, value = L; a column's score with itself is -5e-4 unless `consensus_self`;
-    with a radius r > 0, columns farther apart than r on the grid do not attend to each other. With a
-    temperature t the score is the cosine of L and L' over t, whatever their lengths: a step of mean
-    shift over directions (Comaniciu and Meer 2002), which draws like vectors together.
+    with a radius r > 0, columns farther apart than r on the grid do not attend to each other. With
+    a temperature t the score is the cosine of two columns over t, whatever their lengths: a step of
+    mean shift (Comaniciu and Meer 2002) over directions, which draws like vectors together.
     """
 
     def __init__(self, grid_size, consensus_self=False, radius=0, temperature=None):

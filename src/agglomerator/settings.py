@@ -130,7 +130,7 @@ class Settings:
         "data",
         "randaugment",
         "How training images are changed: randaugment (as published), crop (shifted by up to an "
-        "eighth of their side), flip (shifted so and mirrored), mirror (mirrored, nothing cut off).",
+        "eighth of their side), flip (shifted so and mirrored), mirror (mirrored alone).",
         choices=("randaugment", "crop", "flip", "mirror"),
     )
     val_share: float = setting(
