@@ -113,7 +113,10 @@ class Stage(LightningModule):
             embedding, labels.repeat(2), s.temperature, across_processes=self.training
         )
         if s.agreement:
-            loss = loss + s.agreement * agreement_loss(levels, self.data.colours(views), draw)
+            apart = agreement_loss(levels, self.data.colours(views), draw)
+            loss = loss + s.agreement * apart
+            if self.training:
+                self.log("train_agreement", apart, on_step=True, on_epoch=True, sync_dist=True)
         return loss, embedding
 
     def _classify(self, views):
