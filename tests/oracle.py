@@ -62,6 +62,8 @@ def consensus(level, flags):
     s = math.isqrt(n)
     key = level / level.norm(dim=1, keepdim=True)
     scores = torch.einsum("bdi,bdj->bij", level, key) / math.sqrt(d)
+    if flags.get("consensus_temperature"):
+        scores = torch.einsum("bdi,bdj->bij", key, key) / flags["consensus_temperature"]
     if not flags["consensus_self"]:
         scores = torch.where(torch.eye(n, dtype=torch.bool), torch.tensor(-5e-4).to(scores), scores)
     radius = flags["local_consensus_radius"]

@@ -178,6 +178,13 @@ def test_shapes_that_do_not_fit_name_the_flags_that_do(tmp_path, flags):
     assert all(torch.equal(found[name], value) for name, value in model.state_dict().items())
 
 
+def test_usual_width_of_the_tokenizer_may_be_spelt_out(tmp_path):
+    flags = SMALL | {"tokenizer_width": SMALL["patch_dim"] // 2}
+    path = tmp_path / "own.ckpt"
+    torch.save({"state_dict": Agglomerator(**flags).state_dict()}, path)
+    load_checkpoint(path, **flags)
+
+
 class Command:
     """Runs a command when it is unpickled by a careless loader."""
 

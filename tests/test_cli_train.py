@@ -212,3 +212,12 @@ def test_compiled_network_learns_and_its_checkpoint_is_like_any_other(tmp_path, 
         "model.init_levels",
         "model.bottom_up.net.2.weight",
     }
+
+
+def test_agreement_falls_where_it_is_asked_for(tmp_path):
+    flags = "--exp_name=small", "--agreement=5", "--augmentation=mirror", "--max_epochs=3"
+    network = "--local_consensus_radius=1", "--consensus_temperature=0.1", "--conv_image_size=8"
+    small_run(tmp_path, *flags, *network, "--lr_speed=3", "--limit_train=10", "--limit_val=1")
+    agreement = [value for _, value in metrics(tmp_path / "small")["train_agreement_epoch"]]
+    assert len(agreement) == 3
+    assert agreement[-1] < 0.8 * agreement[0]

@@ -22,6 +22,8 @@ REFUSED = {
     "dropout": (dict(dropout=1.5), "--dropout=1.5", "at most 1"),
     "not a number": (dict(learning_rate=float("nan")), "--learning_rate=nan", "finite"),
     "batch": (dict(batch_size=0), "--batch_size=0", "at least 1"),
+    "consensus": (dict(consensus_temperature=0.0), "--consensus_temperature=0.0", "0.05"),
+    "agreement": (dict(agreement=-1.0), "--agreement=-1.0", "at least 0"),
     "radius": (dict(local_consensus_radius=-1), "--local_consensus_radius=-1", "at least 0"),
     "text": (dict(levels="2"), "--levels='2'", "int"),
     "boolean": (dict(levels=True), "--levels=True", "int"),

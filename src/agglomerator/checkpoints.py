@@ -247,6 +247,8 @@ def build(checkpoint, **flags):
         settings["image_size"] = 4 * flags["conv_image_size"]
     shown = shapes_show(checkpoint.weights)
     shown.pop("image_size")
+    if settings["tokenizer_width"] == shown["patch_dim"] // shown["patch_size"] ** 2 // 2:
+        settings["tokenizer_width"] = None  # says the same
     wrong = {name: value for name, value in shown.items() if settings[name] != value}
     if wrong:
         fit = " ".join(f"--{name}={value}" for name, value in wrong.items())

@@ -164,40 +164,78 @@ class ConsensusAttention(nn.Module):
     """Attention among the columns of an image, for each level apart, without learned projections.
 
     q = L, key = L / |L|, value = L; a column's score with itself is -5e-4 unless `consensus_self`;
-    with a radius r > 0, columns farther apart than r on the grid do not attend to each other.
+    with a radius r > 0, columns farther apart than r on the grid do not attend to each other. With
+    a temperature t the score is the cosine of two columns over t, whatever their lengths: a step of
+    mean shift (Comaniciu and Meer 2002) over directions, which draws like vectors together.
     """
 
-    def __init__(self, grid_size, consensus_self=False, radius=0):
+    def __init__(self, grid_size, consensus_self=False, radius=0, temperature=None):
         super().__init__()
-        self.consensus_self = consensus_self
+        self.consensus_self, self.radius, self.temperature = consensus_self, radius, temperature
         if radius > 0:
             side = torch.arange(grid_size, dtype=torch.float32)
             place = torch.cartesian_prod(side, side)  # (n, 2), row-major
             squared = (place[:, None] - place[None]).square().sum(-1)
             self.register_buffer("non_local_mask", (squared > radius**2)[None])
-        else:
-            self.non_local_mask = None
+            self.tile = min(grid_size, max(4, 2 * radius))
+            self.beyond = -grid_size % self.tile  # columns that the last tiles lack
+            number = torch.arange(1.0, grid_size**2 + 1)[None, None]  # 0 is outside the grid
+            query, key = (self._windows(number, around)[0, :, 0] for around in (0, radius))
+            query, key = query[..., None].long(), key[:, None].long()
+            far = F.pad(self.non_local_mask[0], (1, 0, 1, 0), value=True)[query, key]
+            # Tiles may reach beyond the grid: what is computed there is not used, but finite.
+            self.register_buffer("too_far", far & (query > 0), persistent=False)
+            self.register_buffer("itself", query == key, persistent=False)
 
     def forward(self, levels):
         """(K, d, B, n) -> (K, d, B, n)."""
         kind = levels.device.type
         known = torch.amp.is_autocast_available(kind)
+        agree = self._agree_near if self.radius > 0 else self._agree
         with torch.autocast(kind, enabled=False) if known else nullcontext():
             exact = at_least_float(levels)
-            agreed = torch.stack([self._agree(level.transpose(0, 1)) for level in exact])
+            agreed = torch.stack([agree(level.transpose(0, 1)) for level in exact])
         return agreed.to(levels.dtype)
 
+    def _query(self, value):
+        if self.temperature is None:
+            return value
+        return F.normalize(value, dim=1) * (math.sqrt(value.shape[1]) / self.temperature)
+
+    def _key_scale(self, value):
+        """1 / (|L| sqrt(d)): (B, d, n) -> (B, 1, n)."""
+        return (value.square().sum(1, keepdim=True) * value.shape[1]).rsqrt()
+
     def _agree(self, value):
-        """(B, d, n) -> (d, B, n). The products of a column with itself hold the norms too."""
-        d, n = value.shape[1:]
-        products = value.mT @ value  # (B, n, n)
-        scores = products * (products.diagonal(dim1=1, dim2=2) * d).rsqrt()[:, None]
+        """(B, d, n) -> (d, B, n)."""
+        n = value.shape[2]
+        scores = (self._query(value).mT @ value) * self._key_scale(value)  # (B, n, n)
         if not self.consensus_self:
             itself = torch.eye(n, dtype=torch.bool, device=scores.device)
             scores = scores.masked_fill(itself, SELF_SCORE)
-        if self.non_local_mask is not None:
-            scores = scores.masked_fill(self.non_local_mask, -math.inf)
         return (value @ scores.softmax(-1).mT).transpose(0, 1)
+
+    def _agree_near(self, value):
+        """The same within the radius. Square tiles of columns attend to the windows around them:
+        the work grows with n, not with n * n."""
+        side = math.isqrt(value.shape[2])
+        query, near = self._windows(self._query(value), 0), self._windows(value, self.radius)
+        scale = self._windows(self._key_scale(value), self.radius)
+        scores = (query.mT @ near) * scale  # (B, T, tile * tile, w * w)
+        if not self.consensus_self:
+            scores = scores.masked_fill(self.itself, SELF_SCORE)
+        scores = scores.masked_fill(self.too_far, -math.inf)
+        agreed = (near @ scores.softmax(-1).mT).flatten(2).mT  # (B, d * tile * tile, T)
+        grid = F.fold(agreed, side + self.beyond, self.tile, stride=self.tile)
+        return grid[:, :, :side, :side].flatten(2).transpose(0, 1)
+
+    def _windows(self, columns, around):
+        """(B, c, n) -> (B, T, c, w * w): T tiles, each with `around` columns more on every side."""
+        c, side = columns.shape[1], math.isqrt(columns.shape[2])
+        grid = F.pad(columns.unflatten(2, (side, side)), (0, self.beyond) * 2)
+        width = self.tile + 2 * around
+        windows = F.unfold(grid, width, padding=around, stride=self.tile)
+        return windows.mT.unflatten(2, (c, -1))
 
 
 class GridPool(nn.Module):
@@ -278,7 +316,9 @@ class Agglomerator(nn.Module):
         self.bottom_up = ColumnNet(s.levels, d, n, nn.GELU())
         # Stored in reversed order: the first group of weights serves level K-2, the last level 0.
         self.top_down = ColumnNet(s.levels - 1, d, n, Sine(), reverse=True)
-        self.attention = ConsensusAttention(s.grid_size, s.consensus_self, s.local_consensus_radius)
+        self.attention = ConsensusAttention(
+            s.grid_size, s.consensus_self, s.local_consensus_radius, s.consensus_temperature
+        )
         self.wl = nn.Parameter(torch.tensor(0.25))
         self.wBU = nn.Parameter(torch.tensor(0.25))
         self.wTD = nn.Parameter(torch.tensor(0.25))

@@ -142,8 +142,8 @@ class Settings:
         "data",
         "randaugment",
         "How training images are changed: randaugment (as published), crop (shifted by up to an "
-        "eighth of their side), flip (shifted so and mirrored).",
-        choices=("randaugment", "crop", "flip"),
+        "eighth of their side), flip (shifted so and mirrored), mirror (mirrored alone).",
+        choices=("randaugment", "crop", "flip", "mirror"),
     )
     val_share: float = setting(
         "data",
@@ -226,10 +226,23 @@ class Settings:
         "Compute every iteration a second time in the backward pass instead of keeping what is "
         "within it: less memory, more time.",
     )
+    consensus_temperature: float | None = setting(
+        "model",
+        None,
+        "Columns attend by the cosine of their vectors over this number, the smaller the more to "
+        "like ones alone, as 0.05; None: by a product that grows with their length, as published.",
+    )
 
     # Training
     temperature: float = setting("training", 0.07, "Temperature of the contrastive loss.")
     learning_rate: float = setting("training", 0.05, "Peak learning rate of AdamW.", low=0)
+    agreement: float = setting(
+        "training",
+        0.0,
+        "Weight of the loss that asks for islands in stage one: of even colour on the levels below "
+        "the top, of figures before their ground on the top; 0 as published.",
+        low=0,
+    )
     weight_decay: float = setting("training", 5e-4, "Weight decay of AdamW.", low=0)
     lr_speed: int = setting("training", 2000, "Length of the one-cycle schedule, in epochs.", low=1)
     max_epochs: int = setting("training", 10000, "Training ends after so many epochs.", low=1)
@@ -310,6 +323,11 @@ class Settings:
                 raise UserError(f"--{name}={getattr(self, name)}: must be more than 0, as {usual}.")
         if self.dropout == 1:
             raise UserError("--dropout=1.0: drops everything; use less, as 0.3.")
+        if self.consensus_temperature is not None and not self.consensus_temperature > 0:
+            raise UserError(
+                f"--consensus_temperature={self.consensus_temperature}: must be more than 0, as "
+                "0.05."
+            )
         if not self.exp_name or ".." in Path(self.exp_name).parts or Path(self.exp_name).anchor:
             raise UserError(
                 f"--exp_name={self.exp_name}: must be a name, or folders and a name, in output_dir."

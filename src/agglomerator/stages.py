@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from agglomerator.agreement import agreement_loss
 from agglomerator.data.module import chance
 from agglomerator.islands import IslandScores
 from agglomerator.losses import supervised_contrastive_loss
@@ -33,7 +34,8 @@ class OneCycle(OneCycleLR):
 class Stage(LightningModule):
     """One stage of training, validation and test of a network.
 
-    Contrastive: the supervised contrastive loss of two augmented views of every image; the
+    Contrastive: the supervised contrastive loss of two augmented views of every image, and with
+    the setting `agreement` the loss that asks their columns for islands; the
     accuracy is that of the nearest class mean in the embedding. Supervised: cross-entropy of the
     classifier, all else frozen and as in evaluation. Finetuned: cross-entropy, all learns.
 
@@ -103,11 +105,18 @@ class Stage(LightningModule):
         return chance(self.settings.seed, *numbers)
 
     def _contrast(self, images, labels, draw):
-        """Contrastive loss of two augmented views of each image, and their embeddings (2B, ...)."""
-        embedding = self.model(self.data.augmented_view(images.repeat(2, 1, 1, 1), draw))
+        """Loss of two augmented views of each image, and their embeddings (2B, ...)."""
+        s = self.settings
+        views = self.data.augmented_view(images.repeat(2, 1, 1, 1), draw)
+        embedding, levels = self.model.with_levels(views) if s.agreement else (self.model(views), 0)
         loss = supervised_contrastive_loss(
-            embedding, labels.repeat(2), self.settings.temperature, across_processes=self.training
+            embedding, labels.repeat(2), s.temperature, across_processes=self.training
         )
+        if s.agreement:
+            apart = agreement_loss(levels, self.data.colours(views), draw)
+            loss = loss + s.agreement * apart
+            if self.training:
+                self.log("train_agreement", apart, on_step=True, on_epoch=True, sync_dist=True)
         return loss, embedding
 
     def _embed(self, views):

@@ -136,16 +136,21 @@ class Data(LightningDataModule):
         """uint8 images -> their middle, normalised float32 images, nothing else changed."""
         return normalize(self.crop(images), self.mean, self.std)
 
+    def colours(self, views):
+        """Normalised images -> their colours on the scale 0 to 1."""
+        mean, std = (torch.as_tensor(x).to(views).view(-1, 1, 1) for x in (self.mean, self.std))
+        return views * std + mean
+
     def augmented_view(self, images, generator):
         """uint8 images -> normalised float32 images, each changed in its own way."""
         if self.entry.margin > 1:
             images = random_crop(images, self.settings.image_size, generator)
         if self.settings.augmentation == "randaugment":
             images = rand_augment(images, generator)
-        else:
+        elif self.settings.augmentation in ("crop", "flip"):
             size = self.settings.image_size
             images = random_crop(images, size, generator, padding=size // 8)
-        if self.settings.augmentation == "flip":
+        if self.settings.augmentation in ("flip", "mirror"):
             images = random_horizontal_flip(images, generator)
         if self.entry.erase:
             images = random_erasing(images, generator)

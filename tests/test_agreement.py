@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from agglomerator.agreement import agreement_loss, ground_of, settle
+from agglomerator.data.partwhole import draw_scene
+from agglomerator.islands import against_mask, count, islands
+
+RED, BLUE = torch.tensor([0.9, 0.1, 0.1]), torch.tensor([0.1, 0.2, 0.8])
+
+
+def picture(edge=0.0):
+    """A red square on blue, (1, 3, 16, 16), its edge so red; and how red it is."""
+    share = torch.zeros(1, 1, 16, 16)
+    share[..., 4:12, 4:12] = edge
+    share[..., 5:11, 5:11] = 1.0
+    return share * RED[:, None, None] + (1 - share) * BLUE[:, None, None], share[:, 0]
+
+
+def states_of(*labels):
+    """Levels of one-hot vectors of labels (1, S, S): (1, n, K, 8)."""
+    levels = [torch.nn.functional.one_hot(x.flatten(1).long(), 8).float() for x in labels]
+    return torch.stack(levels, 2)
+
+
+def chance():
+    return torch.Generator().manual_seed(0)
+
+
+def test_mixed_colours_settle_for_one_side():
+    image, share = picture(edge=0.85)
+    settled = settle(image)
+    ends = torch.stack((RED, BLUE))[:, :, None, None]
+    before, after = ((x - ends).norm(dim=1).amin(0).max() for x in (image, settled))
+    assert before > 0.15
+    assert after < 0.65 * before
+
+
+def test_ground_is_what_the_border_joins():
+    image, share = picture()
+    ground = ground_of(settle(image))
+    assert (~ground[share == 1]).all()
+    assert ground[share == 0].all()
+    image[..., :6, 7:9] = RED[:, None, None]  # the square reaches the border
+    assert ground_of(settle(image)).all()
+
+
+def test_loss_is_least_for_patches_below_and_figures_on_top():
+    image, share = picture()
+    image[..., 5:11, 8:11] = torch.tensor([0.1, 0.9, 0.1])[:, None, None]
+    figure = share == 1
+    patches = figure.int()
+    patches[..., 8:11] *= 2
+    right = agreement_loss(states_of(patches, figure), image, chance())
+    wrong = {
+        "all alike": states_of(figure * 0, figure * 0),
+        "reversed": states_of(figure, patches),
+        "patches on top": states_of(patches, patches),
+        "one by one": torch.eye(256)[None, :, None].expand(-1, -1, 2, -1),
+    }
+    for name, states in wrong.items():
+        assert agreement_loss(states, image, chance()) > 1.5 * right, name
+
+
+@pytest.mark.parametrize("channels, side", [(1, 28), (3, 32)])
+def test_any_images_and_grid(channels, side):
+    states = torch.randn(2, 49, 3, 6, requires_grad=True)
+    agreement_loss(states, torch.rand(2, channels, side, side), chance()).backward()
+    assert states.grad.isfinite().all()
+    assert states.grad.abs().sum((0, 1, 3)).min() > 0  # every level learns
+
+
+def test_columns_that_follow_the_loss_become_parts_and_object():
+    scene = draw_scene(0, 4)
+    colours = torch.from_numpy(scene.image)[None] / 255
+    parts = torch.from_numpy(scene.parts)[None]
+    torch.manual_seed(0)
+    states = torch.randn(1, 1024, 2, 8, requires_grad=True)
+    optimizer = torch.optim.Adam([states], lr=0.1)
+    generator = chance()
+    for _ in range(80):
+        optimizer.zero_grad()
+        agreement_loss(states, colours, generator).backward()
+        optimizer.step()
+    found = islands(states.detach(), 0.8)
+    lowest, highest = against_mask(found[:, 0], parts)[0], against_mask(found[:, 1], parts > 0)[1]
+    assert lowest > 0.8
+    assert highest > 0.7
+    n_islands = count(found)[0][0]
+    assert n_islands[0] > n_islands[1]
