@@ -64,7 +64,7 @@ def test_fashion_mnist_from_its_config_and_wandb_without_an_account(fashion_mnis
         "--logger=wandb",
         environment={"WANDB_ERROR_REPORTING": "false"},
     )
-    assert "80 images to train on, 20 to validate" in result.stdout
+    assert "96 images to train on, 4 to validate" in result.stdout
     assert list((tmp_path / "fashion").rglob("*.wandb"))
     hints = [line for line in result.stdout.splitlines() if "wandb sync" in line]
     assert len(hints) == 1

@@ -105,8 +105,8 @@ def test_training_step_of_other_networks_and_data(flags):
 def test_validation_and_test_step(module):
     module.eval()
     with torch.no_grad(), on_one_device():
-        loss, logits = module._evaluate(batch(), 0)
-    assert loss.device.type == logits.device.type == "meta"
+        loss, logits, levels = module._evaluate(batch(), 0)
+    assert loss.device.type == logits.device.type == levels.device.type == "meta"
     assert logits.shape == (6, 10)
 
 

@@ -307,7 +307,8 @@ def complete(settings, given, checkpoint):
     }
     if checkpoint.stage is not None and "normalization" not in given:
         stored = checkpoint.settings
-        taken["normalization"] = stored.get("normalization") or stored.get("dataset")
+        own = stored.get("normalization")
+        taken["normalization"] = stored.get("dataset") if own is None else own
     if checkpoint.stage is None and "conv_image_size" in given:
         taken.pop("image_size", None)
     try:

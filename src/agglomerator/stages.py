@@ -180,7 +180,8 @@ class Stage(LightningModule):
         self.islands.reset()
 
     def validation_step(self, batch, batch_idx):
-        loss, logits = self._evaluate(batch, batch_idx)
+        loss, logits, levels = self._evaluate(batch, batch_idx)
+        self.islands.update_states(levels, self.settings.island_threshold)
         self.val_accuracy(logits, batch[1])
         self.val_loss(loss.expand(len(batch[1])))
         self.log("val_loss", self.val_loss, prog_bar=True)
@@ -192,20 +193,22 @@ class Stage(LightningModule):
             self.log_dict(named)
 
     def test_step(self, batch, batch_idx):
-        loss, logits = self._evaluate(batch, batch_idx)
+        loss, logits, levels = self._evaluate(batch, batch_idx)
+        self.islands.update_states(levels, self.settings.island_threshold)
         self.confusion(logits, batch[1])
         self.top5(logits, batch[1])
         self.log("test_loss", loss, batch_size=len(batch[1]))
 
     def _evaluate(self, batch, batch_idx):
-        """Loss and logits."""
+        """Loss, logits, and all levels of the last state, (B, n, K, d)."""
         images, labels = batch
         embedding, levels = self.model.with_levels(self.data.view(images))
-        self.islands.update_states(levels, self.settings.island_threshold)
         logits = self.logits(embedding)
         if self.stage == "contrastive":
-            return self._contrast(images, labels, self._chance(batch_idx))[0], logits
-        return F.cross_entropy(logits, labels), logits
+            loss, _ = self._contrast(images, labels, self._chance(batch_idx))
+        else:
+            loss = F.cross_entropy(logits, labels)
+        return loss, logits, levels
 
     def predict_step(self, batch, batch_idx):
         images, labels = batch
