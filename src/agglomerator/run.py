@@ -78,7 +78,7 @@ def run(settings, given):
 def keep_freed_memory():
     """Have the C library keep the memory that tensors give back, for the next ones.
 
-    glibc returns large blocks to the system at once, and every new one costs page faults, a third
+    glibc returns large blocks to the system at once, and every new one costs page faults, a tenth
     of a training step on a CPU. Other C libraries have no such call.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
