@@ -1,5 +1,8 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
+from PIL import Image
 
 from agglomerator.data.module import Data, chance
 from agglomerator.data.sets import DATA_SETS, complete
@@ -89,3 +92,21 @@ def test_too_little_for_a_process(flags, world_size, word):
     with pytest.raises(UserError, match=word):
         read(**flags).check_batch_size(world_size)
     read(**flags | dict(limit_val=1, limit_train=1, batch_size=4)).check_batch_size(2)
+
+
+def test_validation_mixes_the_classes_of_a_folder_in_an_order_fixed_by_the_seed(tmp_path):
+    for split in ("train", "test"):
+        for label, name in enumerate("abcd"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for number in range(40):
+                Image.new("L", (8, 8), 50 * label).save(folder / f"{number:02}.png")
+    flags = dict(dataset="ImageFolder", data_dir=str(tmp_path), n_classes=4, val_share=0.5)
+    epochs = []
+    for _ in range(2):
+        data = read(**flags, image_size=8, conv_image_size=8, batch_size=16, num_workers=0)
+        data.trainer = SimpleNamespace(global_rank=0, world_size=1)
+        epochs.append(torch.cat([labels for _, labels in data.val_dataloader()]).tolist())
+    expected = sorted(int(data.val[i][1]) for i in range(len(data.val)))
+    assert epochs[0] == epochs[1] and sorted(epochs[0]) == expected
+    assert len(set(epochs[0][:16])) == 4
