@@ -202,7 +202,7 @@ def draw(embedding, labels, scored, settings, data):
         (points, figures): the `Points` drawn, and figures by name: `embedding` and, where at least
         two classes have images, `dendrogram`.
     """
-    name, classes, hierarchy = settings.dataset, data.classes, data.hierarchy
+    name, classes, hierarchy = settings.exp_name, data.classes, data.hierarchy
     points = Points.of(embedding, labels, settings.seed)
     tree = ClassTree.of(embedding, labels) if len(np.unique(labels)) > 1 else None
     order = [] if tree is None else tree.present[tree.order]
