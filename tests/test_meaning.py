@@ -108,7 +108,7 @@ def test_strange_embeddings_are_drawn_and_scored(x, labels, tmp_path):
     found = meaning.scores(x, labels, np.zeros_like(labels), hierarchy, 4)
     json.dumps(found, allow_nan=False)
     data = SimpleNamespace(classes=hierarchy.classes, hierarchy=hierarchy)
-    points, figures = draw(x, labels, found, SimpleNamespace(dataset="own", seed=0), data)
+    points, figures = draw(x, labels, found, SimpleNamespace(exp_name="own", seed=0), data)
     assert np.isfinite(points.pca).all() and len(points.rows) == len(x)
     assert ("dendrogram" in figures) == (len(np.unique(labels)) > 1)
     for name, figure in figures.items():
