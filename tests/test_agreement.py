@@ -44,6 +44,14 @@ def test_ground_is_what_the_border_joins():
     assert ground_of(settle(image)).all()
 
 
+def test_ground_winds_into_a_spiral():
+    wall = torch.zeros(1, 16, 16)
+    wall[:, 2, 2:14] = wall[:, 2:14, 13] = wall[:, 13, 2:14] = wall[:, 5:14, 2] = 1
+    wall[:, 5, 2:11] = wall[:, 5:11, 10] = wall[:, 10, 5:11] = 1
+    ground = ground_of(wall[:, None])
+    assert torch.equal(ground, wall == 0)
+
+
 def test_loss_is_least_for_patches_below_and_figures_on_top():
     image, share = picture()
     image[..., 5:11, 8:11] = torch.tensor([0.1, 0.9, 0.1])[:, None, None]
@@ -59,6 +67,12 @@ def test_loss_is_least_for_patches_below_and_figures_on_top():
     }
     for name, states in wrong.items():
         assert agreement_loss(states, image, chance()) > 1.5 * right, name
+
+
+def test_a_single_column_has_nothing_to_agree_with():
+    states = torch.randn(2, 1, 3, 6, requires_grad=True)
+    agreement_loss(states, torch.rand(2, 3, 8, 8), chance()).backward()
+    torch.testing.assert_close(states.grad, torch.zeros_like(states), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("channels, side", [(1, 28), (3, 32)])

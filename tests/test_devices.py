@@ -91,8 +91,9 @@ def test_training_step(module):
         dict(dataset="smallNORB", image_size=32, conv_image_size=8, n_classes=5),
         dict(iters=3, denoise_iter=1, local_consensus_radius=2, patch_size=2),
         dict(consensus_self=True, levels=3),
+        dict(agreement=1.0, consensus_temperature=0.2),
     ],
-    ids=["colour and erasing", "crop", "radius and patches", "self and levels"],
+    ids=["colour and erasing", "crop", "radius and patches", "self and levels", "agreement"],
 )
 def test_training_step_of_other_networks_and_data(flags):
     module = stage(SETTINGS.replace(**flags))

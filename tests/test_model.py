@@ -240,3 +240,16 @@ def test_settings_that_make_no_network_are_refused():
         Agglomerator(patch_size=3)
     with pytest.raises(TypeError, match="patchsize"):
         Agglomerator(patchsize=1)
+
+
+@pytest.mark.parametrize("call", ["__call__", "with_levels"])
+def test_recomputing_keeps_less_for_the_backward_pass(call):
+    kept = {}
+    for recompute in (False, True):
+        model = Agglomerator(**SMALL, iters=6, recompute=recompute)
+        sizes = []
+        hooks = torch.autograd.graph.saved_tensors_hooks
+        with hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):
+            getattr(model, call)(torch.randn(4, 3, 16, 16))
+        kept[recompute] = sum(sizes)
+    assert kept[True] < 0.5 * kept[False]

@@ -18,6 +18,7 @@ FAR = 0.16  # least difference that parts columns which are not neighbours
 COSINE = 0.7  # where agreement begins, for the loss
 SHARPNESS = 10.0  # change of the log odds of agreement with the cosine
 BOUNDARY = 2.0  # weight of neighbours that are to differ: one that agrees joins two islands
+SWEEPS = 4  # as many for every column on a side: to look whether it is done would wait for a GPU
 SHIFTS = 4  # pairs of columns that are not neighbours, for each column
 
 
@@ -55,17 +56,18 @@ def settle(colours, radius=2, iterations=4):
 
 
 def ground_of(settled):
-    """What steps smaller than STEP join to the border: colours (B, C, S, S) -> (B, S, S) bool."""
+    """What steps smaller than STEP join to the border, by ways of SWEEPS * S columns or less:
+    colours (B, C, S, S) -> (B, S, S) bool."""
     beside = distance(settled[..., 1:], settled[..., :-1]) < STEP
     above = distance(settled[..., 1:, :], settled[..., :-1, :]) < STEP
-    ground = F.pad(torch.zeros_like(beside[:, 1:-1, 1:]), (1,) * 4, value=True)
-    size = None
-    while size != (size := ground.sum().item()):
-        for _ in range(settled.shape[-1]):
-            ground[:, :, 1:] |= ground[:, :, :-1] & beside
-            ground[:, :, :-1] |= ground[:, :, 1:] & beside
-            ground[:, 1:] |= ground[:, :-1] & above
-            ground[:, :-1] |= ground[:, 1:] & above
+    ground = torch.zeros_like(settled[:, 0], dtype=torch.bool)
+    for border in (ground[:, 0], ground[:, -1], ground[..., 0], ground[..., -1]):
+        border.fill_(True)
+    for _ in range(SWEEPS * settled.shape[-1]):
+        ground[:, :, 1:] |= ground[:, :, :-1] & beside
+        ground[:, :, :-1] |= ground[:, :, 1:] & beside
+        ground[:, 1:] |= ground[:, :-1] & above
+        ground[:, :-1] |= ground[:, 1:] & above
     return ground
 
 

@@ -357,13 +357,29 @@ class Agglomerator(nn.Module):
         above = self.top_down(source[k - keep + 1 :], slice(lowest, levels - 1))
         return torch.cat(((new[:-1] + self.wTD * above) / 4, new[-1:] / 3))
 
-    def _start(self, images):
-        """images -> the initial state, equal in all images, (K, d, 1, n), and what iterate calls
-        parts, (1, d, B, n)."""
+    def _loop(self, images, keeps, state=None):
+        """The column loop over images.
+
+        Args:
+            keeps: how many of the highest levels to keep, for every iteration in turn.
+            state: (K, d, B, n) to go on from; None for the initial one, equal in all images.
+
+        Returns:
+            The states before and after every iteration, a list of (k, d, B, n); the initial one is
+            (K, d, 1, n).
+        """
         tokens = self.image_to_tokens(images.to(self.init_levels.dtype))  # (d, B, n)
         parts = self.bottom_up(tokens[None], slice(0, 1))
-        state = self.init_levels[:, :, None, None].expand(-1, -1, 1, tokens.shape[2])
-        return state, parts
+        iterate = self.iterate
+        if self.settings.recompute:
+            iterate = partial(
+                checkpoint, self.iterate, use_reentrant=False, preserve_rng_state=False
+            )
+        initial = self.init_levels[:, :, None, None].expand(-1, -1, 1, tokens.shape[2])
+        states = [initial if state is None else state]
+        for t, keep in enumerate(keeps):
+            states.append(iterate(states[-1], parts, keep, alike=t == 0 and state is None))
+        return states
 
     def states(self, images, iters=None, levels=None):
         """The state after every iteration, from which islands are drawn.
@@ -376,48 +392,31 @@ class Agglomerator(nn.Module):
         Returns:
             (iters + 1, B, n, K, d), the state gone on from first.
         """
-        state, parts = self._start(images)
-        if levels is not None:
-            state = levels.permute(2, 3, 0, 1)
-        states = [state.expand(-1, -1, len(images), -1)]
-        for t in range(self.settings.n_iters if iters is None else iters):
-            alike = t == 0 and levels is None
-            state = self.iterate(state, parts, keep=self.settings.levels, alike=alike)
-            states.append(state)
-        return torch.stack(states).permute(0, 3, 4, 1, 2)
+        keeps = [self.settings.levels] * (self.settings.n_iters if iters is None else iters)
+        start = None if levels is None else levels.permute(2, 3, 0, 1)
+        first, *others = self._loop(images, keeps, start)
+        first = first.expand(-1, -1, len(images), -1)
+        return torch.stack([first, *others]).permute(0, 3, 4, 1, 2)
 
     def forward(self, images):
         """images (B, n_channels, image_size, image_size) -> embedding (B, contr_dim), unit length.
 
         Levels that the state that feeds the head does not depend on are not computed.
         """
-        state, parts = self._start(images)
         last = self.settings.denoise_iter % (self.settings.n_iters + 1)
-        iterate = self.iterate
-        if self.settings.recompute:
-            iterate = partial(
-                checkpoint, self.iterate, use_reentrant=False, preserve_rng_state=False
-            )
-        for t in range(last):
-            keep = min(self.settings.levels, last - t)
-            state = iterate(state, parts, keep, alike=t == 0)
-        return self._embed(state, len(images))
-
-    def _embed(self, state, n_images):
-        top = state[-1].expand(-1, n_images, -1).permute(1, 2, 0)  # (B, n, d)
-        return F.normalize(self.contrastive_head(top), dim=-1)
+        keeps = [min(self.settings.levels, last - t) for t in range(last)]
+        return self._embed(self._loop(images, keeps)[-1], len(images))
 
     def with_levels(self, images):
         """images -> the embedding, as `forward` returns it, and all levels of the last state,
         (B, n, K, d)."""
-        state, parts = self._start(images)
-        embedding = None
-        for t in range(self.settings.n_iters + 1):
-            if t > 0:
-                state = self.iterate(state, parts, keep=self.settings.levels, alike=t == 1)
-            if t == self.settings.denoise_iter % (self.settings.n_iters + 1):
-                embedding = self._embed(state, len(images))
-        return embedding, state.expand(-1, -1, len(images), -1).permute(2, 3, 0, 1)
+        states = self._loop(images, [self.settings.levels] * self.settings.n_iters)
+        embedding = self._embed(states[self.settings.denoise_iter], len(images))
+        return embedding, states[-1].expand(-1, -1, len(images), -1).permute(2, 3, 0, 1)
+
+    def _embed(self, state, n_images):
+        top = state[-1].expand(-1, n_images, -1).permute(1, 2, 0)  # (B, n, d)
+        return F.normalize(self.contrastive_head(top), dim=-1)
 
     def classify(self, images):
         """images (B, n_channels, image_size, image_size) -> logits (B, n_classes)."""

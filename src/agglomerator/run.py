@@ -137,7 +137,7 @@ def train(settings, given, advise=True):
         )
     settings, model = network(settings, given, start)
     if settings.compile:
-        compile_network(model)
+        compile_network(model, settings)
     signals = StopSignals()
     best_path, last_path = checkpoint_paths(settings)
     best = BestCheckpoint(best_path, settings.validate_every)
@@ -465,8 +465,9 @@ def network(settings, given, checkpoint):
     return settings, checkpoints.build(checkpoint, **wanted)
 
 
-def compile_network(model):
-    """Have the network compiled when it first computes; raises UserError if that cannot be."""
+def compile_network(model, settings):
+    """Have what training calls compiled when it first computes; raises UserError if that cannot
+    be."""
     try:
         torch.compile(torch.sin)(torch.ones(2))
     except Exception as error:
@@ -475,7 +476,10 @@ def compile_network(model):
             f"--compile: nothing can be compiled here ({reason}); install a C++ compiler as g++, "
             "or leave the flag out."
         ) from None
-    model.compile()
+    if settings.agreement:
+        model.with_levels = torch.compile(model.with_levels)
+    else:
+        model.compile()
 
 
 def load_data(settings):

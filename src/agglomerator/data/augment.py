@@ -332,6 +332,12 @@ def normalize(images, mean, std):
     return images.float().mul_(scale).sub_(shift)
 
 
+def colours_of(views, mean, std):
+    """What `normalize` was given, on the scale 0 to 1: (B, C, H, W) of its results."""
+    mean, std = (torch.as_tensor(x, dtype=views.dtype).view(-1, 1, 1) for x in (mean, std))
+    return views * send(std, views.device) + send(mean, views.device)
+
+
 def to_channels(images, n_channels):
     """Gray images repeated to 3 channels, colour ones made gray by Pillow's ITU-R 601 weights.
 

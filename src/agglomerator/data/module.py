@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, DistributedSampler, Subset
 from agglomerator.data import sets
 from agglomerator.data.augment import (
     center_crop,
+    colours_of,
     normalize,
     rand_augment,
     random_crop,
@@ -142,8 +143,7 @@ class Data(LightningDataModule):
 
     def colours(self, views):
         """Normalised images -> their colours on the scale 0 to 1."""
-        mean, std = (torch.as_tensor(x).to(views).view(-1, 1, 1) for x in (self.mean, self.std))
-        return views * std + mean
+        return colours_of(views, self.mean, self.std)
 
     def augmented_view(self, images, generator):
         """uint8 images -> normalised float32 images, each changed in its own way."""
