@@ -44,6 +44,10 @@ def main(parsed):
             "another process of this training has ended or does not answer: what it said is the "
             "reason. Go on by --resume_training."
         )
+    except ValueError as error:
+        if not str(error).startswith("Key backend:"):  # matplotlib's, while it is imported
+            raise
+        fail(f"MPLBACKEND: {error}")
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 

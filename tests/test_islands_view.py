@@ -1,5 +1,7 @@
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,9 +14,10 @@ from PIL import Image
 from tornado.ioloop import IOLoop
 from tornado.websocket import websocket_connect
 
-from agglomerator import Agglomerator
+from agglomerator import Agglomerator, load_checkpoint
 from agglomerator.data.module import Data
-from agglomerator.islands_view import MOST_FRAMES, IslandsView, samples, states_of
+from agglomerator.islands_pictures import Projection
+from agglomerator.islands_view import MOST_FRAMES, IslandsView, frame_of, samples, states_of
 from agglomerator.settings import Settings
 from agglomerator.stages import Stage
 
@@ -41,14 +44,18 @@ def test_pictures_take_no_more_than_their_share(view):
 def test_frames_stay_few_and_even(view, tmp_path):
     picture = tmp_path / "picture.png"
     Image.new("RGB", (4, 4)).save(picture)
+    view.provisional = True
     for step in range(0, 4000, 10):
-        view._keep_frame(picture, step)
+        view._keep_frame(picture, step, torch.ones(1, 4, 2, 3), f"step {step}")
     steps = [int(frame.stem) for frame in view._frames()]
     assert len(steps) == MOST_FRAMES and steps[0] == 0 and steps[-1] == 3990
     gaps = [after - before for before, after in zip(steps[:-1], steps[1:], strict=True)]
-    assert max(gaps) <= 4 * 40
+    assert max(gaps) <= 4 * 4000 / MOST_FRAMES
     view._drop_frames(2000)
     assert [int(frame.stem) for frame in view._frames()] == [s for s in steps if s <= 2000]
+    kept = {path.stem: frame_of(path) for path in view.frames.glob("*.npz")}
+    assert sorted(kept) == [frame.stem for frame in view._frames()]
+    assert all(title == f"step {int(step)}" for step, (_, title) in kept.items())
 
 
 def test_looking_at_a_network_in_training_leaves_no_trace():
@@ -65,6 +72,65 @@ def test_looking_at_a_network_in_training_leaves_no_trace():
     assert module.training and module.model.training
     assert all(value.equal(before[name]) for name, value in module.state_dict().items())
     assert torch.get_rng_state().equal(chance)
+
+
+def _shown(states, projection):
+    """The least share, over levels, of the variance of unit vectors that a projection shows."""
+    vectors = torch.nn.functional.normalize(states.double(), dim=-1).flatten(0, 1).transpose(0, 1)
+    centred = vectors - vectors.mean(1, keepdim=True)
+    along = centred @ torch.as_tensor(projection.axes)
+    return (along.square().sum((1, 2)) / centred.square().sum((1, 2))).min().item()
+
+
+def test_colours_are_for_the_trained_network_and_its_frames_drawn_again(stage_one):
+    run = stage_one.output / "small"
+    folder = run / "islands"
+    model = load_checkpoint(run / "checkpoints" / "last.ckpt").eval()
+    data = Data(model.settings.replace(dataset="digits"))
+    data.setup()
+    states = model.states(data.view(samples(data.val, 10)[0])).detach()[-1]
+    kept, fresh = Projection.load(folder / "projection.npz", 2, 16), Projection.fit(states)
+    assert _shown(states, kept) == pytest.approx(_shown(states, fresh), abs=0.02)
+    frames = sorted((folder / "frames" / "contrastive").iterdir())
+    assert {frame.suffix for frame in frames} == {".png"} and len(frames) >= 2
+    last = Image.open(folder / "contrastive.png").convert("RGB")
+    assert Image.open(frames[-1]).convert("RGB").tobytes() == last.tobytes()
+    with Image.open(folder / "contrastive.gif") as animation:
+        assert animation.n_frames == len(frames)
+
+
+@pytest.mark.skipif(
+    not (shutil.which("Xvfb") and shutil.which("xdotool") and importlib.util.find_spec("tkinter")),
+    reason="there is no virtual display",
+)
+def test_window_opens_and_ends_in_order_when_it_is_closed(tmp_path):
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (40, 30), "red").save(picture)
+    ours, theirs = os.pipe()
+    display = subprocess.Popen(["Xvfb", "-displayfd", str(theirs)], pass_fds=[theirs])
+    program = ROOT / "src" / "agglomerator" / "islands_window.py"
+    with open(ours) as number:
+        environment = os.environ | {"DISPLAY": f":{number.readline().strip()}"}
+    window = subprocess.Popen(
+        [sys.executable, program, picture],
+        env=environment | {"MPLBACKEND": "tkagg"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        close = "search --name Islands windowfocus key q".split()
+        for _ in range(150):  # until it is there, and listens
+            subprocess.run(["xdotool", *close], env=environment, capture_output=True, timeout=60)
+            if window.poll() is not None:
+                break
+            time.sleep(0.2)
+        assert window.wait(timeout=30) == 0
+        assert "no window" not in window.stdout.read()
+    finally:
+        window.kill()
+        display.kill()
+        os.close(theirs)
 
 
 def test_page_shows_the_picture_anew_and_ends_with_its_training(tmp_path):

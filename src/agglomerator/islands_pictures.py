@@ -90,13 +90,25 @@ class Album:
 
     Args:
         folder: of the pictures. Where it has no projection yet, the states of the first picture
-            make one.
+            make one, unless one was fitted before.
         threshold: least cosine of neighbours of one island.
     """
 
     def __init__(self, folder, threshold):
         self.folder, self.threshold = folder, threshold
+        self.path = folder / "projection.npz"
         self.projection = None
+
+    def open(self, states):
+        """Use the projection of the folder; returns whether there is one for such states."""
+        self.projection = Projection.load(self.path, *states.shape[-2:])
+        return self.projection is not None
+
+    def fit(self, states, keep=True):
+        """Fit the projection to states (B, n, K, d), and keep it in the folder."""
+        self.projection = Projection.fit(states)
+        if keep:
+            self.projection.save(self.path)
 
     def sheets(self, images, names, states, title):
         """The two pictures of some images, as functions that draw into a figure.
@@ -111,12 +123,8 @@ class Album:
             (levels, iterations): of all images after the last iteration; of the first one over all
             iterations. They return the size that suits the figure, in inches.
         """
-        path = self.folder / "projection.npz"
-        if self.projection is None:
-            self.projection = Projection.load(path, *states.shape[-2:])
-        if self.projection is None:
-            self.projection = Projection.fit(states[-1])
-            self.projection.save(path)
+        if self.projection is None and not self.open(states):
+            self.fit(states[-1])
         note = (
             "Equal colour, equal vector, within a level.\nLines surround islands: "
             f"neighbours of cosine {self.threshold:g} or more."

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import matplotlib
@@ -17,11 +18,12 @@ from pytorch_lightning.strategies import FSDPStrategy
 
 from agglomerator.islands_pictures import Album, animate
 from agglomerator.report import say
+from agglomerator.resume import written_whole
 
 SAMPLES = 6
 SECONDS = 20  # between two pictures, or more, so that they take no more than
 SHARE = 0.02  # of the time
-MOST_FRAMES = 100
+MOST_FRAMES = 60
 
 
 class IslandsView(Callback):
@@ -30,6 +32,9 @@ class IslandsView(Callback):
     A first picture before training and a last one after it; in between, no more than `SHARE` of
     the time goes into pictures. Each is written into the folder, where the last of them make an
     animation, and shown in a window or a page where there is one, which never holds up the run.
+
+    Colours are made for what the trained network tells apart: where the folder has no projection
+    yet, pictures have provisional colours, and are drawn again at the end of training.
 
     Args:
         folder: for the pictures and for the projection, which later runs into the same folder use.
@@ -40,7 +45,8 @@ class IslandsView(Callback):
     def __init__(self, folder, stage, threshold):
         self.album, self.stage = Album(folder, threshold), stage
         self.frames = folder / "frames" / stage
-        self.window = None
+        self.samples = self.window = None
+        self.provisional = False
         self.on = True
 
     def setup(self, trainer, module, stage):
@@ -64,6 +70,7 @@ class IslandsView(Callback):
             self._show(trainer, module, log=True)
 
     def on_train_end(self, trainer, module):
+        self._try(self._recolour, module)
         self._show(trainer, module, log=True)
         self._try(self._animate)
 
@@ -75,13 +82,14 @@ class IslandsView(Callback):
 
     def teardown(self, trainer, module, stage):
         if self.window is not None:
+            Window.wanted = self.window.process.poll() is None  # or the user has closed it
             self.window.close()
             self.window = None
 
     def _due(self):
         """Whether a picture fits into the share of the time that is for pictures."""
         now = time.perf_counter()
-        allowed = SHARE * (now - self.began)
+        allowed = SHARE * (now - self.began) / (2 if self.provisional else 1)  # drawn again
         return now - self.drawn_at >= SECONDS and self.spent + self.last <= allowed
 
     def _show(self, trainer, module, test=False, log=False):
@@ -102,11 +110,7 @@ class IslandsView(Callback):
             self.on = False
 
     def _draw(self, trainer, module, test, log):
-        data = module.data
-        subset = data.test if test or not len(data.val) else data.val
-        images, labels = samples(subset, len(data.classes))
-        states = states_of(module, data.view(images.to(module.device)))
-        names = [data.classes[label] for label in labels]
+        images, names, states = self._look(module, test)
         if test:
             name, when = f"{self.stage}_test", "test images"
         else:
@@ -114,17 +118,45 @@ class IslandsView(Callback):
             epoch = min(trainer.current_epoch + 1, trainer.max_epochs)
             when = f"{self.stage} training, epoch {epoch}, step {step}"
             when = when if step else "before training"
-        title = f"Islands of agreement, {data.settings.dataset}\n{when}"
-        sheets = self.album.sheets(data.crop(images), names, states, title)
+            if self.album.projection is None and not self.album.open(states):
+                self.provisional = True
+                self.album.fit(states[-1], keep=False)
+        title = f"Islands of agreement, {module.settings.exp_name}\n{when}"
+        note = ", provisional colours" if self.provisional else ""
+        sheets = self.album.sheets(images, names, states, title + note)
         paths = {"islands": self.album.write(name, sheets[0])}
         if not test:
-            self._keep_frame(paths["islands"], trainer.global_step)
-            if self.window is None and is_there_a_screen():
+            self._keep_frame(paths["islands"], trainer.global_step, states[-1], title)
+            if self.window is None and Window.wanted and is_there_a_screen():
                 self.window = Window(paths["islands"])
         if log:
             paths["iterations"] = self.album.write(f"{name}_iterations", sheets[1])
             for logger in trainer.loggers:
                 log_pictures(logger, paths, trainer.global_step)
+
+    def _look(self, module, test=False):
+        """The sample images, their names, and their states (T + 1, B, n, K, d)."""
+        data = module.data
+        if self.samples is None:
+            subset = data.test if test or not len(data.val) else data.val
+            self.samples = samples(subset, len(data.classes))
+        images, labels = self.samples
+        states = states_of(module, data.view(images.to(module.device)))
+        return data.crop(images), [data.classes[label] for label in labels], states
+
+    def _recolour(self, module):
+        """Fit the projection to the trained network; draw the frames of the training again."""
+        if not self.provisional:
+            return
+        images, names, states = self._look(module)
+        self.provisional = False
+        self.album.fit(states[-1])
+        for frame in self._frames():
+            states, title = frame_of(frame.with_suffix(".npz"))
+            if states is not None:
+                sheets = self.album.sheets(images, names, states[None], title)
+                self.album.write(frame.relative_to(self.album.folder).with_suffix(""), sheets[0])
+                frame.with_suffix(".npz").unlink()
 
     def _frames(self):
         return sorted(self.frames.glob("[0-9]" * 10 + ".png"))
@@ -133,17 +165,26 @@ class IslandsView(Callback):
         """Drop those after a step: of a training that this one does not go on with."""
         for frame in self._frames():
             if int(frame.stem) > step:
-                frame.unlink()
+                self._drop_frame(frame)
 
-    def _keep_frame(self, picture, step):
-        """Keep a picture for the animation; at most `MOST_FRAMES`, evenly over the training."""
+    def _drop_frame(self, frame):
+        frame.unlink()
+        frame.with_suffix(".npz").unlink(missing_ok=True)
+
+    def _keep_frame(self, picture, step, states, title):
+        """Keep a picture for the animation; at most `MOST_FRAMES`, evenly over the training. One in
+        provisional colours is kept with what it takes to draw it again."""
         self.frames.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(picture, self.frames / f"{step:010d}.png")
+        frame = self.frames / f"{step:010d}.png"
+        shutil.copyfile(picture, frame)
+        if self.provisional:
+            with written_whole(frame.with_suffix(".npz"), "wb") as file:
+                np.savez(file, states=states.half().numpy(), title=title)
         frames = self._frames()
         if len(frames) > MOST_FRAMES:
             steps = [int(frame.stem) for frame in frames]
             gaps = [after - before for before, after in zip(steps[:-2], steps[2:], strict=True)]
-            frames[1 + gaps.index(min(gaps))].unlink()
+            self._drop_frame(frames[1 + gaps.index(min(gaps))])
 
     def _animate(self):
         frames = self._frames()
@@ -151,12 +192,21 @@ class IslandsView(Callback):
             animate(frames, self.album.folder / f"{self.stage}.gif")
 
 
+def frame_of(path):
+    """States (B, n, K, d) and title that a frame was drawn from; (None, None) without the file."""
+    try:
+        with np.load(path) as kept:
+            return torch.from_numpy(kept["states"]).float(), str(kept["title"])
+    except Exception:  # no file, or a damaged one, which raises anything
+        return None, None
+
+
 def samples(subset, n_classes):
     """The first image of each of the first classes, at most SAMPLES: images and labels."""
     dataset, rows = subset.dataset, torch.as_tensor(list(subset.indices))
-    labels = dataset.labels[rows]
-    first = [(labels == c).nonzero()[0] for c in range(n_classes) if (labels == c).any()]
-    return dataset[rows[torch.cat(first[:SAMPLES])]]
+    of_classes = ((dataset.labels[rows] == c).nonzero() for c in range(n_classes))
+    first = islice((found[0] for found in of_classes if len(found)), SAMPLES)
+    return dataset[rows[torch.cat(list(first))]]
 
 
 def states_of(module, views):
@@ -187,6 +237,8 @@ class Window:
     Args:
         path: of the file, which is there already.
     """
+
+    wanted = True  # until the user closes one
 
     def __init__(self, path):
         program = Path(__file__).with_name("islands_window.py")

@@ -14,6 +14,7 @@ import threading
 
 import matplotlib
 from matplotlib import pyplot as plt
+from matplotlib.backends.registry import BackendFilter, backend_registry
 
 MILLISECONDS = 300  # between two looks at the file
 
@@ -24,6 +25,7 @@ def main(path):
         show(path)
     except Exception as error:  # each desktop has its own
         print(f"--plot_islands: no window: {' '.join(str(error).split())}", flush=True)
+    os._exit(0)  # the thread may hold the pipe, which an orderly end would wait for and abort
 
 
 def end_with_parent():
@@ -37,6 +39,8 @@ def show(path):
     matplotlib.rcParams["figure.raise_window"] = False
     pixels, seen = plt.imread(path), os.stat(path).st_mtime_ns
     height, width = pixels.shape[:2]
+    if plt.get_backend().lower() not in backend_registry.list_builtin(BackendFilter.INTERACTIVE):
+        raise RuntimeError("matplotlib finds none to open here; MPLBACKEND=webagg makes a page")
     figure = plt.figure("Islands of agreement", figsize=(width / 100, height / 100), dpi=100)
     ax = figure.add_axes((0, 0, 1, 1))
     ax.axis("off")

@@ -299,7 +299,8 @@ def test(settings, given):
     paths = report.write_test(folder, stage, record, confusion, data.classes)
     say("\n".join(report.lines_of(record)))
     if settings.plot_islands:
-        paths.append(folder / "islands" / f"{stage}_test.png")
+        names = f"{stage}_test", f"{stage}_test_iterations"
+        paths += [folder / "islands" / f"{name}.png" for name in names]
     say("Written: " + ", ".join(map(str, paths)))
     say(f"Next: {command(settings, mode='freeze', load_checkpoint_dir=start.path)}")
 
