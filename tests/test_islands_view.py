@@ -120,11 +120,11 @@ def test_window_opens_and_ends_in_order_when_it_is_closed(tmp_path):
     )
     try:
         close = ["search", "--name", "Islands", "windowfocus", "key", "q"]
-        for _ in range(150):  # until it is there, and listens
+        for _ in range(60):  # until it is there, and listens
+            time.sleep(1)
             subprocess.run(["xdotool", *close], env=environment, capture_output=True, timeout=60)
             if window.poll() is not None:
                 break
-            time.sleep(0.2)
         assert window.wait(timeout=30) == 0
         assert window.stdout.read() == ""
     finally:

@@ -84,7 +84,8 @@ def pages_of_files(settings, rows=8):
         (images, names): (B, n_channels, image_size, image_size) uint8, and names of the files.
 
     Raises:
-        UserError: there are none, or one cannot be read and skip_unreadable is not set.
+        UserError: there are none, or none that can be read, or one that cannot and skip_unreadable
+            is not set.
     """
     s, path = settings, Path(settings.images)
     if not path.exists():
@@ -94,10 +95,14 @@ def pages_of_files(settings, rows=8):
         raise UserError(f"--images={path}: there is no image in it.")
     numbers = list(range(len(paths)))
     files = ImageFiles(paths, numbers, paths, s.image_size, s.n_channels, s.skip_unreadable)
+    none_read = True
     for start in numbers[::rows]:
         images, read = files[numbers[start : start + rows]]
         if len(images):
+            none_read = False
             yield images, [Path(paths[i]).name for i in read]
+    if none_read:
+        raise UserError(f"--images={path}: none of {len(paths)} files can be read as an image.")
 
 
 @lru_cache
