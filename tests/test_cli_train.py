@@ -221,3 +221,14 @@ def test_agreement_falls_where_it_is_asked_for(tmp_path):
     agreement = [value for _, value in metrics(tmp_path / "small")["train_agreement_epoch"]]
     assert len(agreement) == 3
     assert agreement[-1] < 0.8 * agreement[0]
+
+
+def test_of_checkpoints_that_validation_finds_equal_the_latest_is_best(
+    tmp_path, stage_one_checkpoint
+):
+    flags = "--supervise", f"--load_checkpoint_dir={stage_one_checkpoint}", "--limit_train=2"
+    few = "--exp_name=equal", "--learning_rate=1e-12", "--max_epochs=3", "--lr_speed=3"
+    small_run(tmp_path, *flags, *few)
+    assert len({value for _, value in metrics(tmp_path / "equal", "supervised")["val_acc"]}) == 1
+    path = tmp_path / "equal" / "checkpoints" / "supervised_best.ckpt"
+    assert torch.load(path, weights_only=True)["epochs_done"] == 3

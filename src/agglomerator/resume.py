@@ -141,23 +141,29 @@ class LastCheckpoint(Checkpoint):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps the checkpoint of the lowest validation loss, also when the run's folder has moved
-    between two parts of a run.
+    """Keeps the checkpoint that validation finds best, of equals the latest, also when the run's
+    folder has moved between two parts of a run.
 
     Args:
         path: of the checkpoint.
+        monitor: "val_acc", the highest, or "val_loss", the lowest.
         every: epochs between two validations.
     """
 
-    def __init__(self, path, every):
+    def __init__(self, path, monitor, every):
         super().__init__(
             path.parent,
             filename=path.stem,
-            monitor="val_loss",
+            monitor=monitor,
+            mode="max" if monitor == "val_acc" else "min",
             every_n_epochs=every,
             save_on_train_epoch_end=True,  # during validation the epoch is not complete
             enable_version_counter=False,
         )
+
+    def check_monitor_top_k(self, trainer, current=None):
+        better = super().check_monitor_top_k(trainer, current)
+        return better or (current is not None and bool(current == self.best_model_score))
 
     def load_state_dict(self, state):
         here = Path(self.dirpath) / f"{self.filename}{self.FILE_EXTENSION}"

@@ -140,7 +140,7 @@ def train(settings, given, advise=True):
         compile_network(model, settings)
     signals = StopSignals()
     best_path, last_path = checkpoint_paths(settings)
-    best = BestCheckpoint(best_path, settings.validate_every)
+    best = BestCheckpoint(best_path, settings.monitor, settings.validate_every)
     last = LastCheckpoint(last_path, settings.checkpoint_every, signals)
     trainer = build_trainer(settings, stage, [best, last] if settings.limit_val else [last])
     if trainer.is_global_zero:

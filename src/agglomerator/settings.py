@@ -272,6 +272,12 @@ class Settings:
         low=0,
     )
     validate_every: int = setting("training", 1, "Epochs between two validations.", low=1)
+    monitor: str = setting(
+        "training",
+        "val_acc",
+        "What of validation makes a checkpoint the best: accuracy, or the loss.",
+        choices=("val_acc", "val_loss"),
+    )
 
     # Islands and logs
     plot_islands: bool = setting(
