@@ -7,11 +7,17 @@ from conftest import SMALL, run_program, small_run
 from PIL import Image
 
 from agglomerator import load_checkpoint
+from agglomerator.checkpoints import SHELF
 from agglomerator.data.folder import pages_of_files
 from agglomerator.data.module import Data
 from agglomerator.islands import count, islands
 from agglomerator.settings import Settings, UserError
 
+CONFIGS = {
+    "CIFAR10": "config_CIFAR10.cfg",
+    "FashionMNIST": "config_FashionMNIST.cfg",
+    "PartWhole": "config_PartWhole_islands.cfg",
+}
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -93,3 +99,12 @@ def test_own_images_that_cannot_be_drawn(stage_one_checkpoint, tmp_path):
         list(pages_of_files(skipping))
     with pytest.raises(UserError, match="only --mode=islands"):
         Settings(mode="test", images=str(broken))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SHELF.glob("*.ckpt")))
+def test_networks_that_come_with_the_project_look_at_own_images(name, tmp_path):
+    path = tmp_path / "own.png"
+    Image.fromarray(np.random.default_rng(0).integers(255, size=(40, 40), dtype=np.uint8)).save(path)
+    flags = "--mode=islands", f"--load_checkpoint_dir=pretrained:{name}", f"--images={path}"
+    run_program(f"--flagfile=config/{CONFIGS[name]}", *flags, f"--output_dir={tmp_path}")
+    assert list(tmp_path.glob("*/islands/images_iterations.png"))

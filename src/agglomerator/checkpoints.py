@@ -46,6 +46,7 @@ class Checkpoint:
     """What a checkpoint file says of the network.
 
     Attributes:
+        name: as it was given.
         path: of the file.
         weights: state dict of the `Agglomerator`.
         settings: by name, as far as the file tells: all of them in this project's own format,
@@ -54,6 +55,7 @@ class Checkpoint:
         epochs, step: epochs and optimizer steps done.
     """
 
+    name: str
     path: Path
     weights: dict
     settings: dict
@@ -71,8 +73,8 @@ def read(path):
     Raises:
         UserError: there is no such file, it is broken or of another kind, or it carries code.
     """
-    where = f"--load_checkpoint_dir={path}"
-    path = _from_shelf(str(path), where) if str(path).startswith(ON_SHELF) else Path(path)
+    name, where = str(path), f"--load_checkpoint_dir={path}"
+    path = _from_shelf(name, where) if name.startswith(ON_SHELF) else Path(path)
     if path.is_dir():
         found = sorted(map(str, path.rglob("*.ckpt")))
         way_out = f"did you mean {found[0]}?" if found else "name the file itself."
@@ -99,6 +101,7 @@ def read(path):
     epoch, step = content.get("epoch"), content.get("global_step")
     epochs = content.get("epochs_done", epoch + 1 if isinstance(epoch, int) else 0)
     return Checkpoint(
+        name=name,
         path=path,
         weights=weights,
         settings=shown | settings,
@@ -239,7 +242,7 @@ def build(checkpoint, **flags):
     Raises:
         UserError: the weights do not fit the settings; the message names the flags to set.
     """
-    where = f"--load_checkpoint_dir={checkpoint.path}"
+    where = f"--load_checkpoint_dir={checkpoint.name}"
     settings = checkpoint.settings | flags
     if checkpoint.stage is None:
         settings |= {name: checkpoint.settings[name] for name in PUBLISHED_PARTS}
@@ -314,4 +317,4 @@ def complete(settings, given, checkpoint):
     try:
         return settings.replace(**taken)
     except UserError as error:
-        raise UserError(f"--load_checkpoint_dir={checkpoint.path}: {error}") from None
+        raise UserError(f"--load_checkpoint_dir={checkpoint.name}: {error}") from None

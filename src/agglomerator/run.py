@@ -151,7 +151,7 @@ def train(settings, given, advise=True):
     going_on = settings.resume_training and start is not None and start.stage == stage
     if settings.resume_training and start is not None and not going_on:
         of = "the published format" if start.stage is None else f"the {start.stage} stage"
-        say(f"{start.path} is of {of}: the {stage} stage starts from its weights.")
+        say(f"{start.name} is of {of}: the {stage} stage starts from its weights.")
     tell_blindness(settings)
     if going_on:
         check_resumed(settings, start)
@@ -196,7 +196,7 @@ def train(settings, given, advise=True):
         if processes.is_fault_of_others(error) or not going_on or module.epochs_begun > 1:
             raise
         raise UserError(
-            f"--resume_training: {start.path} is not fit to go on from "
+            f"--resume_training: {start.name} is not fit to go on from "
             f"({type(error).__name__}: {error}); without this flag its weights alone are taken."
         ) from None
     if not best_path.is_file():
@@ -252,7 +252,7 @@ def check_resumed(settings, start):
     """Refuse to go on where there is nothing to do; tell which flags a resumed run keeps."""
     if start.epochs >= settings.max_epochs:
         raise UserError(
-            f"--max_epochs={settings.max_epochs}: {start.path} has done {start.epochs} epochs; "
+            f"--max_epochs={settings.max_epochs}: {start.name} has done {start.epochs} epochs; "
             "ask for more, or start the next stage from it."
         )
     for name in ("learning_rate", "lr_speed", "weight_decay"):
@@ -271,7 +271,7 @@ def test(settings, given):
     start = checkpoint_needed(settings)
     trained_on = start.settings.get("dataset", settings.dataset)
     if "dataset" in given and trained_on != settings.dataset:
-        say(f"{start.path} was trained on {trained_on}, not on {settings.dataset}.")
+        say(f"{start.name} was trained on {trained_on}, not on {settings.dataset}.")
     settings = as_trained(settings, start)
     stage = stage_of(settings)
     settings, module, data, folder = opened(settings, given, start, f"test_{stage}")
@@ -284,7 +284,7 @@ def test(settings, given):
     record = report.record_of(
         settings,
         stage,
-        start.path,
+        start.name,
         float(trainer.callback_metrics["test_loss"]),
         float(module.top5.compute()),
         module.confusion.compute().cpu().numpy(),
@@ -302,7 +302,7 @@ def test(settings, given):
         names = f"{stage}_test", f"{stage}_test_iterations"
         paths += [folder / "islands" / f"{name}.png" for name in names]
     say("Written: " + ", ".join(map(str, paths)))
-    say(f"Next: {command(settings, mode='freeze', load_checkpoint_dir=start.path)}")
+    say(f"Next: {command(settings, mode='freeze', load_checkpoint_dir=start.name)}")
 
 
 def island_scores(trainer, module, data, settings):
@@ -338,12 +338,12 @@ def freeze(settings, given):
             module.set_class_means(embedding, labels)
     if not embedding.isfinite().all():
         raise UserError(
-            f"{start.path}: its embedding is not finite, and cannot be drawn or scored."
+            f"{start.name}: its embedding is not finite, and cannot be drawn or scored."
         )
     with torch.no_grad():
         predicted = module.logits(embedding.to(module.model.wl)).argmax(1).cpu()
     arrays = embedding.numpy(), labels.numpy(), predicted.numpy()
-    record = meaning.record_of(settings, stage, start.path, *arrays, data)
+    record = meaning.record_of(settings, stage, start.name, *arrays, data)
     points, figures = meaning_pictures.draw(*arrays[:2], record["scores"], settings, data)
     say("\n".join(meaning.lines_of(record)))
     paths = meaning_pictures.write(folder, record, figures)
@@ -357,7 +357,7 @@ def freeze(settings, given):
 def as_trained(settings, start):
     """The settings with the stage of a checkpoint, where it names it."""
     if start.stage is None and not settings.supervise:
-        say(f"{start.path} does not name its stage: taken as stage one (--supervise: stage two).")
+        say(f"{start.name} does not name its stage: taken as stage one (--supervise: stage two).")
     if start.stage is None:
         return settings
     return settings.replace(
