@@ -1,6 +1,6 @@
 """Speed of a training step, against the equations written down directly and against glom-pytorch.
 
-    python tests/benchmarks/speed.py [--rounds 5] [--only paper,fashion,loop,growth,start]
+    python tests/benchmarks/speed.py [--rounds 5] [--only paper,fashion,heads,loop,growth,start]
 
 Prints one table. All sides of a comparison take turns; figures are medians of the rounds, after
 one that does not count. A training step is two views of each of 128 random images forward, the
