@@ -104,9 +104,8 @@ def test_own_images_that_cannot_be_drawn(stage_one_checkpoint, tmp_path):
 @pytest.mark.parametrize("name", sorted(path.stem for path in SHELF.glob("*.ckpt")))
 def test_networks_that_come_with_the_project_look_at_own_images(name, tmp_path):
     path = tmp_path / "own.png"
-    Image.fromarray(np.random.default_rng(0).integers(255, size=(40, 40), dtype=np.uint8)).save(
-        path
-    )
+    pixels = np.random.default_rng(0).integers(255, size=(40, 40), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
     flags = "--mode=islands", f"--load_checkpoint_dir=pretrained:{name}", f"--images={path}"
     run_program(f"--flagfile=config/{CONFIGS[name]}", *flags, f"--output_dir={tmp_path}")
     assert list(tmp_path.glob("*/islands/images_iterations.png"))

@@ -16,8 +16,8 @@ from tornado.websocket import websocket_connect
 
 from agglomerator import Agglomerator, load_checkpoint
 from agglomerator.data.module import Data
-from agglomerator.islands_pictures import Projection
-from agglomerator.islands_view import MOST_FRAMES, IslandsView, frame_of, samples, states_of
+from agglomerator.islands_pictures import Projection, kept_arrays
+from agglomerator.islands_view import MOST_FRAMES, IslandsView, samples, states_of
 from agglomerator.settings import Settings
 from agglomerator.stages import Stage
 
@@ -53,9 +53,10 @@ def test_frames_stay_few_and_even(view, tmp_path):
     assert max(gaps) <= 4 * 4000 / MOST_FRAMES
     view._drop_frames(2000)
     assert [int(frame.stem) for frame in view._frames()] == [s for s in steps if s <= 2000]
-    kept = {path.stem: frame_of(path) for path in view.frames.glob("*.npz")}
+    names = "states", "title"
+    kept = {path.stem: kept_arrays(path, names) for path in view.frames.glob("*.npz")}
     assert sorted(kept) == [frame.stem for frame in view._frames()]
-    assert all(title == f"step {int(step)}" for step, (_, title) in kept.items())
+    assert all(arrays["title"] == f"step {int(step)}" for step, arrays in kept.items())
 
 
 def test_looking_at_a_network_in_training_leaves_no_trace():

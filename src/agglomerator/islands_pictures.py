@@ -50,10 +50,8 @@ class Projection:
         """The projection kept in a file, or None if there is none, whole, for these levels and
         width."""
         shapes = {"mean": (levels, 1, width), "axes": (levels, width, 3), "half": (levels, 1, 3)}
-        try:
-            with np.load(path) as kept:
-                arrays = {name: kept[name] for name in shapes}
-        except Exception:  # no file, or a damaged one, which raises anything
+        arrays = kept_arrays(path, shapes)
+        if arrays is None:
             return None
         fits = all(arrays[name].shape == shape for name, shape in shapes.items())
         return cls(**arrays) if fits and all(a.dtype.kind == "f" for a in arrays.values()) else None
@@ -68,6 +66,15 @@ class Projection:
         along = np.clip((vectors - self.mean) @ self.axes / self.half, -1, 1)
         side = round(along.shape[-2] ** 0.5)
         return to_srgb(along.reshape(*along.shape[:-2], side, side, 3))
+
+
+def kept_arrays(path, names):
+    """Arrays by name of an .npz file, or None if there is none that is whole and has these."""
+    try:
+        with np.load(path) as kept:
+            return {name: kept[name] for name in names}
+    except Exception:  # no file, or a damaged one, which raises anything
+        return None
 
 
 def to_srgb(along):

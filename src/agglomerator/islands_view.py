@@ -8,15 +8,14 @@ import time
 from itertools import islice
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.backends.registry import BackendFilter, backend_registry
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import FSDPStrategy
 
-from agglomerator.islands_pictures import Album, animate
+from agglomerator.islands_pictures import Album, animate, kept_arrays
+from agglomerator.islands_window import is_there_a_screen
 from agglomerator.report import say
 from agglomerator.resume import written_whole
 
@@ -152,9 +151,10 @@ class IslandsView(Callback):
         self.provisional = False
         self.album.fit(states[-1])
         for frame in self._frames():
-            states, title = frame_of(frame.with_suffix(".npz"))
-            if states is not None:
-                sheets = self.album.sheets(images, names, states[None], title)
+            kept = kept_arrays(frame.with_suffix(".npz"), ("states", "title"))
+            if kept is not None:
+                states = torch.from_numpy(kept["states"]).float()[None]
+                sheets = self.album.sheets(images, names, states, str(kept["title"]))
                 self.album.write(frame.relative_to(self.album.folder).with_suffix(""), sheets[0])
                 frame.with_suffix(".npz").unlink()
 
@@ -190,15 +190,6 @@ class IslandsView(Callback):
         frames = self._frames()
         if len(frames) > 1:
             animate(frames, self.album.folder / f"{self.stage}.gif")
-
-
-def frame_of(path):
-    """States (B, n, K, d) and title that a frame was drawn from; (None, None) without the file."""
-    try:
-        with np.load(path) as kept:
-            return torch.from_numpy(kept["states"]).float(), str(kept["title"])
-    except Exception:  # no file, or a damaged one, which raises anything
-        return None, None
 
 
 def samples(subset, n_classes):
@@ -253,9 +244,3 @@ class Window:
     def close(self):
         self.process.stdin.close()
         self.process.wait()
-
-
-def is_there_a_screen():
-    """Whether matplotlib would show something here, in a window or, as webagg, on a page."""
-    windows = backend_registry.list_builtin(BackendFilter.INTERACTIVE)
-    return matplotlib.get_backend().lower() in windows

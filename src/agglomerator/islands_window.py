@@ -13,7 +13,6 @@ import sys
 import threading
 
 import matplotlib
-from matplotlib import pyplot as plt
 from matplotlib.backends.registry import BackendFilter, backend_registry
 
 MILLISECONDS = 300  # between two looks at the file
@@ -28,6 +27,12 @@ def main(path):
     os._exit(0)  # the thread may hold the pipe, which an orderly end would wait for and abort
 
 
+def is_there_a_screen():
+    """Whether matplotlib would show something here, in a window or, as webagg, on a page."""
+    windows = backend_registry.list_builtin(BackendFilter.INTERACTIVE)
+    return matplotlib.get_backend().lower() in windows
+
+
 def end_with_parent():
     sys.stdin.buffer.read()
     os._exit(0)
@@ -35,11 +40,13 @@ def end_with_parent():
 
 def show(path):
     """Show a PNG file until its window is closed, for ever on a page."""
+    from matplotlib import pyplot as plt  # the training, which asks for a screen, needs none of it
+
     matplotlib.rcParams["webagg.open_in_browser"] = False  # it might be one of the terminal
     matplotlib.rcParams["figure.raise_window"] = False
     pixels, seen = plt.imread(path), os.stat(path).st_mtime_ns
     height, width = pixels.shape[:2]
-    if plt.get_backend().lower() not in backend_registry.list_builtin(BackendFilter.INTERACTIVE):
+    if not is_there_a_screen():
         raise RuntimeError("matplotlib finds none to open here; MPLBACKEND=webagg makes a page")
     figure = plt.figure("Islands of agreement", figsize=(width / 100, height / 100), dpi=100)
     ax = figure.add_axes((0, 0, 1, 1))

@@ -163,7 +163,7 @@ def record_of(settings, stage, checkpoint, embedding, labels, predicted, data):
     return {
         "dataset": settings.dataset,
         "stage": stage,
-        "checkpoint": str(checkpoint),
+        "checkpoint": checkpoint,
         "images": len(labels),
         "classified_by": classified_by(stage),
         "error": float((predicted != labels).mean()),

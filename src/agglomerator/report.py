@@ -112,7 +112,7 @@ def record_of(settings, stage, checkpoint, loss, top5, confusion, classes):
     record = {
         "dataset": settings.dataset,
         "stage": stage,
-        "checkpoint": str(checkpoint),
+        "checkpoint": checkpoint,
         "classified_by": classified_by(stage),
         "images": int(counts.sum()),
         "loss": loss,

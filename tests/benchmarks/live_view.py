@@ -74,8 +74,12 @@ def main():
         after = last + sum(view._recolour.seconds)
         frames = len(list(Path(folder).glob("view/islands/frames/*/*.png")))
     print(f"\n{'pictures':<36}{'number':>8}{'s':>8}{'share':>8}")
-    rows = ("before", 1, first), ("during", len(between), sum(between))
-    for name, number, seconds in (*rows, ("after, with all drawn again", frames, after)):
+    rows = (
+        ("before", 1, first),
+        ("during", len(between), sum(between)),
+        ("after, with all drawn again", frames, after),
+    )
+    for name, number, seconds in rows:
         print(f"{name:<36}{number:>8}{seconds:8.1f}{seconds / total:8.2%}")
 
 

@@ -327,15 +327,19 @@ def normalize(images, mean, std):
     """(x / 255 - mean) / std of uint8 images (B, C, H, W) as float32; mean and std are numbers or
     one for each channel, on the scale 0 to 1. Raises TypeError if the images are not uint8."""
     _check(images)
-    mean, std = (torch.as_tensor(x, dtype=torch.float32).view(-1, 1, 1) for x in (mean, std))
+    mean, std = _of_channels(mean), _of_channels(std)
     scale, shift = send(1 / (255 * std), images.device), send(mean / std, images.device)
     return images.float().mul_(scale).sub_(shift)
 
 
 def colours_of(views, mean, std):
     """What `normalize` was given, on the scale 0 to 1: (B, C, H, W) of its results."""
-    mean, std = (torch.as_tensor(x, dtype=views.dtype).view(-1, 1, 1) for x in (mean, std))
-    return views * send(std, views.device) + send(mean, views.device)
+    mean, std = (send(_of_channels(x), views.device) for x in (mean, std))
+    return views * std + mean
+
+
+def _of_channels(numbers):
+    return torch.as_tensor(numbers, dtype=torch.float32).view(-1, 1, 1)
 
 
 def to_channels(images, n_channels):
