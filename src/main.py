@@ -4,7 +4,7 @@ import sys
 
 from absl import app, logging
 
-from agglomerator import flags
+from agglomerator import flags, terminal
 from agglomerator.settings import SharedError, UserError, is_out_of_memory
 
 
@@ -53,7 +53,7 @@ def main(parsed):
 
 
 def say(error):
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    terminal.write(f"error: {error}", sys.stderr)
 
 
 def fail(error):

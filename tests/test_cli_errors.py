@@ -26,7 +26,6 @@ WRONG_FLAGS = {
         ["--load_checkpoint_dir=none.ckpt"],
     ),
     "no checkpoint named": (["--mode=test"], ["--load_checkpoint_dir"]),
-    "nothing to go on from": (["--resume_training", "--exp_name=new"], ["--resume_training"]),
     "missing data, no internet": (
         ["--dataset=FashionMNIST", "--data_dir=nowhere"],
         ["--data_dir=nowhere", "FashionMNIST"],

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import os
 import random
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import time
 import pytest
 import torch
 from conftest import ENVIRONMENT, ROOT, SMALL, run_program, small_run
+from PIL import Image
 
 from agglomerator.resume import keep_metrics
 
@@ -20,13 +23,19 @@ SIGNALS = [signal.SIGKILL] * 4 + [signal.SIGTERM] * 3 + [signal.SIGINT] * 2 + [s
 STAGES = {"contrastive": "", "supervised": "supervised_"}
 
 
-def start(words):
+def start(words, program=("src/main.py",), **options):
     """Start the program with these flags; its output goes nowhere until it ends."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     return subprocess.Popen(
-        [sys.executable, "src/main.py", *map(str, words)],
-        cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, *program, *map(str, words)],
+        cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, text=True, **pipes,
     )  # fmt: skip
+
+
+def with_fault(fault):
+    """The program with a few lines of Python that run before it and bring the fault about."""
+    lines = f"import os, signal, sys; sys.path.insert(0, 'src')\n{fault}"
+    return "-c", f"{lines}\nimport main\nmain.app.run(main.main, flags_parser=main.parse)"
 
 
 def steps_done(folder):
@@ -147,6 +156,126 @@ def test_a_full_disk_costs_nothing_and_is_told_in_one_line(tmp_path):
         "1",
         "2",
     ]
+
+
+SIGNAL_AT_THE_END = """
+from agglomerator.resume import LastCheckpoint
+end = LastCheckpoint.on_train_end
+def with_signal(self, *words):
+    end(self, *words)
+    os.kill(os.getpid(), signal.SIGTERM)
+LastCheckpoint.on_train_end = with_signal
+"""
+
+
+def test_a_signal_after_the_last_step_of_stage_one_ends_the_run_there(tmp_path):
+    flags = [*SMALL, "--mode=all", "--exp_name=end", f"--output_dir={tmp_path}"]
+    flags += ["--max_epochs=1", "--limit_train=2", "--limit_test=1"]
+    process = start(flags, with_fault(SIGNAL_AT_THE_END))
+    stdout, stderr = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGTERM, stderr
+    (line,) = (line for line in stdout.splitlines() if line.startswith("Stopped"))
+    assert not stderr and not (tmp_path / "end" / "checkpoints" / "supervised_last.ckpt").exists()
+    assert " --resume_training --mode=all" in line
+    result = run_program(*flags, "--resume_training")
+    assert result.stdout.count("training: ") == 1 and "top-1" in result.stdout
+
+
+def test_a_job_that_died_before_its_first_checkpoint_begins_anew(tmp_path):
+    flags = "--exp_name=new", "--max_epochs=1", "--limit_train=2", "--resume_training"
+    result = small_run(tmp_path, *flags)
+    last = tmp_path / "new" / "checkpoints" / "last.ckpt"
+    assert f"there is no {last} yet; begins from the start" in result.stdout
+    assert last.is_file()
+
+
+def test_going_on_from_before_the_end_keeps_what_was_later(tmp_path):
+    flags = "--exp_name=back", "--limit_train=4", "--limit_val=2", "--lr_speed=3"
+    folder = tmp_path / "back"
+    best, last = (folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    small_run(tmp_path, *flags, "--max_epochs=1")
+    early = best.read_bytes()
+    small_run(tmp_path, *flags, "--max_epochs=3", "--resume_training")
+    late, all_rows = last.read_bytes(), rows(folder, "contrastive")
+    best.write_bytes(early)  # as if the first epoch had been the best
+    going_on = "--resume_training", f"--load_checkpoint_dir={best}"
+    result = small_run(tmp_path, *flags, "--max_epochs=3", *going_on)
+    (kept,) = (folder / "earlier").iterdir()
+    assert f"is kept in {kept}" in result.stdout
+    kept_last = kept / "checkpoints" / "last.ckpt"
+    assert kept_last.read_bytes() == late and same_weights(kept_last, last)
+    assert rows(folder, "contrastive") == rows(kept, "contrastive") == all_rows
+
+
+def test_weights_alone_are_refused_before_anything_is_moved(stage_one_checkpoint, tmp_path):
+    folder = shutil.copytree(stage_one_checkpoint.parents[1], tmp_path / "small")
+    whole = torch.load(stage_one_checkpoint, weights_only=True)
+    names = "state_dict", "hyper_parameters", "epoch", "global_step", "pytorch-lightning_version"
+    torch.save({name: whole[name] for name in names}, tmp_path / "weights.ckpt")
+    flags = *SMALL, "--exp_name=small", f"--output_dir={tmp_path}", "--max_epochs=9"
+    going_on = "--resume_training", f"--load_checkpoint_dir={tmp_path / 'weights.ckpt'}"
+    message = run_program(*flags, *going_on, ok=False).stderr
+    assert message.startswith("error: --resume_training: ") and message.count("\n") == 1
+    assert "weights alone" in message and not (folder / "earlier").exists()
+
+
+def test_stage_two_goes_on_only_with_its_own_stage_one(tmp_path):
+    flags = "--exp_name=all", "--max_epochs=1", "--limit_train=2", "--limit_test=1"
+    folder = tmp_path / "all"
+    best, last = (folder / "checkpoints" / name for name in ("best.ckpt", "supervised_last.ckpt"))
+    small_run(tmp_path, *flags, "--mode=all")
+    os.utime(last, (1, 1))  # times tell nothing: files are copied
+    result = small_run(tmp_path, *flags, "--mode=all", "--resume_training")
+    assert result.stdout.count("It is done: ") == 2
+    small_run(tmp_path, *flags, "--seed=1")
+    os.utime(last)
+    result = small_run(tmp_path, *flags, "--mode=all", "--resume_training")
+    assert result.stdout.count("It is done: ") == 1
+    one, two = weights(best), weights(last)
+    assert all(torch.equal(one[n], two[n]) for n in one if "classification" not in n)
+
+
+@pytest.mark.parametrize("where", ["closed pipe", "/dev/full"])
+@pytest.mark.parametrize("what", ["--max_epochs=1", "--help"])
+def test_output_that_nobody_takes_costs_nothing(tmp_path, where, what):
+    flags = *SMALL, "--exp_name=mute", f"--output_dir={tmp_path}", "--limit_train=2", what
+    if where == "closed pipe":
+        process = start(flags)
+        process.stdout.close()
+        process.stdout = None
+    else:
+        with open(where, "w") as full:
+            process = start(flags, stdout=full)
+    stderr = process.communicate(timeout=100)[1]
+    assert process.returncode == 0 and not stderr
+    last = tmp_path / "mute" / "checkpoints" / "last.ckpt"
+    assert last.is_file() == (what != "--help")
+
+
+LOST_WORKER = """
+import multiprocessing, threading, time
+from agglomerator.data import folder
+folder.MEMORY_SHARE = 0  # images are read when they are needed
+def kill():
+    while not multiprocessing.active_children():
+        time.sleep(0.01)
+    multiprocessing.active_children()[0].kill()
+threading.Thread(target=kill, daemon=True).start()
+"""
+
+
+def test_a_lost_process_that_reads_images_is_told_in_one_line(tmp_path):
+    for split, name in ((s, n) for s in ("train", "test") for n in ("a", "b")):
+        (tmp_path / split / name).mkdir(parents=True)
+        for i in range(40):
+            Image.new("L", (16, 16), i).save(tmp_path / split / name / f"{i}.png")
+    flags = [*SMALL, "--dataset=ImageFolder", f"--data_dir={tmp_path}", "--exp_name=lost"]
+    flags += [f"--output_dir={tmp_path / 'output'}", "--num_workers=2", "--max_epochs=1000"]
+    process = start(flags, with_fault(LOST_WORKER))
+    stdout, stderr = process.communicate(timeout=100)
+    assert process.returncode == 2, stderr
+    assert stderr.startswith("error: --num_workers=2: ") and stderr.count("\n") == 1, stderr
+    assert "Stopped. " in stdout
 
 
 def test_two_runs_of_one_name_at_once_do_not_meet(tmp_path):

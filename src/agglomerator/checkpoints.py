@@ -6,6 +6,7 @@ internals of its scheduler, which are passed over.
 """
 
 import dataclasses
+import hashlib
 import re
 import zipfile
 from pathlib import Path
@@ -53,6 +54,8 @@ class Checkpoint:
             those that shapes show in the published one.
         stage: "contrastive", "supervised" or "finetuned"; None in the published format.
         epochs, step: epochs and optimizer steps done.
+        resumable: it holds what a training goes on with, not weights alone.
+        began_from: `fingerprint` of the weights from which its training began, where it tells.
     """
 
     name: str
@@ -62,6 +65,8 @@ class Checkpoint:
     stage: str | None
     epochs: int
     step: int
+    resumable: bool
+    began_from: object
 
 
 def read(path):
@@ -108,7 +113,18 @@ def read(path):
         stage=stored.get("stage") if isinstance(stored.get("stage"), str) else None,
         epochs=epochs if isinstance(epochs, int) else 0,
         step=step if isinstance(step, int) else 0,
+        resumable=content.keys() >= {"optimizer_states", "lr_schedulers", "loops"},
+        began_from=content.get("began_from"),
     )
+
+
+def fingerprint(weights):
+    """What tells a state dict from others, to the last bit."""
+    found = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        found.update(name.encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def _from_shelf(name, where):

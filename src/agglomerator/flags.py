@@ -6,6 +6,7 @@ from types import NoneType
 
 from absl import flags
 
+from agglomerator import terminal
 from agglomerator.settings import FIELDS, Settings, UserError, value_types
 
 FLAGS = flags.FLAGS
@@ -84,7 +85,7 @@ def parse(argv):
         SystemExit: help was asked for, and printed.
     """
     if any(argument in ("-h", "-help", "--help", "--helpshort") for argument in argv[1:]):
-        print(help_text())
+        terminal.write(help_text())
         raise SystemExit(0)
     try:
         rest = FLAGS(argv)

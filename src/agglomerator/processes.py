@@ -49,6 +49,13 @@ def gather(x):
     return _Gather.apply(x) if n_processes() > 1 else x
 
 
+def greatest(number, device):
+    """The greatest of the whole numbers that the processes have; several wait for the device."""
+    if n_processes() == 1:
+        return number
+    return int(gather(torch.tensor([number], device=device)).max())
+
+
 def at_least_float(x):
     """x as float32 if it is narrower: sums of many numbers need it."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

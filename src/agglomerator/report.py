@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from agglomerator import terminal
 from agglomerator.resume import written_whole
 
 
@@ -23,7 +24,7 @@ def run_folder(settings):
 
 @rank_zero_only
 def say(text):
-    print(text, flush=True)
+    terminal.write(text)
 
 
 def summarise(trainer, best_path, last_path, metrics_path):

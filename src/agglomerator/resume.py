@@ -21,6 +21,10 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from agglomerator.processes import greatest
+
+EVERY = 10  # steps between two moments at which several processes tell each other of signals
+
 # Ctrl-C, and how clusters announce the end. There is no SIGUSR1 on Windows.
 SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n)]
 
@@ -72,8 +76,8 @@ class LastCheckpoint(Checkpoint):
     every so many minutes, and when a signal ends the run.
 
     It is written under another name, and renamed when all that belongs to its steps is logged.
-    Within an epoch it is written between two steps, never in the middle of accumulated gradients.
-    A signal that comes during validation is answered after it.
+    Within an epoch it is written between two steps, never in the middle of accumulated gradients,
+    of several processes every tenth. A signal that comes during validation is answered after it.
 
     Args:
         path: of the checkpoint.
@@ -95,8 +99,9 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         done = batch_idx + 1
-        between_steps = done % trainer.accumulate_grad_batches == 0
-        if between_steps and done < trainer.num_training_batches and self._due(trainer):
+        between = trainer.accumulate_grad_batches * (EVERY if trainer.world_size > 1 else 1)
+        within = done % between == 0 and done < trainer.num_training_batches
+        if within and self._due(trainer):
             self._write(trainer)
 
     def on_train_epoch_end(self, trainer, module):
@@ -118,10 +123,7 @@ class LastCheckpoint(Checkpoint):
     def _due(self, trainer):
         """Whether to write now: the same in all processes, whichever of them got a signal."""
         due = time.monotonic() - self.began >= 60 * self.minutes
-        wish = 2 * self.signals.received + due
-        if trainer.world_size > 1:
-            wish = torch.tensor(wish, device=trainer.strategy.root_device)
-            wish = int(trainer.strategy.reduce(wish, reduce_op="max"))
+        wish = greatest(2 * self.signals.received + due, trainer.strategy.root_device)
         self.stop = wish // 2
         return wish > 0
 

@@ -25,7 +25,7 @@ from agglomerator import (
 from agglomerator.data import sets
 from agglomerator.data.augment import normalize
 from agglomerator.data.folder import pages_of_files
-from agglomerator.data.module import Data
+from agglomerator.data.module import Data, is_lost_worker
 from agglomerator.islands import MASKS
 from agglomerator.islands_pictures import Album
 from agglomerator.islands_view import samples
@@ -69,6 +69,13 @@ def run(settings, given):
     try:
         with StopSignals():
             modes[settings.mode](settings, given)
+    except RuntimeError as error:
+        if not is_lost_worker(error):
+            raise
+        raise UserError(
+            f"--num_workers={settings.num_workers}: a process that reads images was ended from "
+            "outside, mostly where memory is short; use fewer."
+        ) from None
     except Stopped as stopped:
         say(f"\nStopped by {stopped.signal}. {stopped.go_on}")
         # Lightning kills a main process whose children end with another status than 0.
@@ -98,9 +105,8 @@ def run_all(settings, given):
         best = done_before(stage_one) or train(stage_one, given, advise=False)
         say("Stage two: the classifier")
         stage_two = settings.replace(supervise=True)
-        first, last = checkpoint_paths(stage_one)[1], checkpoint_paths(stage_two)[1]
-        resume = settings.resume_training and last.is_file()
-        resume = resume and last.stat().st_mtime > first.stat().st_mtime  # or it is of another run
+        last = checkpoint_paths(stage_two)[1]
+        resume = settings.resume_training and last.is_file() and began_from(last, best)
         start = last if resume else best
         stage_two = stage_two.replace(resume_training=resume, load_checkpoint_dir=str(start))
         best = done_before(stage_two) or train(stage_two, given, advise=False)
@@ -110,6 +116,12 @@ def run_all(settings, given):
     processes.part()
     say("Test")
     test(settings.replace(plot_islands=True, load_checkpoint_dir=str(best)), given)
+
+
+def began_from(path, start):
+    """Whether the training of one checkpoint began from the weights of another."""
+    weights = checkpoints.read(start).weights
+    return checkpoints.read(path).began_from == checkpoints.fingerprint(weights)
 
 
 def done_before(settings):
@@ -148,6 +160,8 @@ def train(settings, given, advise=True):
     data = load_data(settings)
     data.check_batch_size(trainer.world_size)
     module = Stage(model, settings, data)
+    if start is not None:  # of a training that is gone on with its checkpoint tells
+        module.began_from = checkpoints.fingerprint(start.weights)
     going_on = settings.resume_training and start is not None and start.stage == stage
     if settings.resume_training and start is not None and not going_on:
         of = "the published format" if start.stage is None else f"the {start.stage} stage"
@@ -155,8 +169,9 @@ def train(settings, given, advise=True):
     tell_blindness(settings)
     if going_on:
         check_resumed(settings, start)
-    if not going_on or start.path.resolve().parent != best_path.parent.resolve():
-        put_aside(folder, stage, start)
+    own = going_on and start.path.resolve().parent == best_path.parent.resolve()
+    if not own or start.path.name != last_path.name:
+        put_aside(folder, stage, start, move=not own)
     prefix = STAGE_PREFIX[stage]
     metrics = folder / "logs" / stage / "metrics.csv"
     if trainer.is_global_zero:
@@ -187,13 +202,15 @@ def train(settings, given, advise=True):
         say(f"\nStopped. {how_to_go_on(settings)}")
         raise
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or is_lost_worker(error):
             say(f"\nStopped. {how_to_go_on(settings)}")
+        if is_out_of_memory(error):
             raise UserError(
                 f"--batch_size={settings.batch_size}: out of memory; use a smaller one, and "
                 "--accumulate for as many images to a step."
             ) from None
-        if processes.is_fault_of_others(error) or not going_on or module.epochs_begun > 1:
+        blameless = not going_on or module.steps_made
+        if blameless or processes.is_fault_of_others(error) or is_lost_worker(error):
             raise
         raise UserError(
             f"--resume_training: {start.name} is not fit to go on from "
@@ -205,8 +222,10 @@ def train(settings, given, advise=True):
     say(f"\n{stage} training: {trainer.current_epoch} epochs, {minutes:.1f} minutes")
     report.summarise(trainer, best_path, last_path, metrics)
     finish(trainer.loggers)
-    if settings.mode == "all" and last.stop:
-        raise Stopped(last.stop)
+    # A signal may have come after the last step; alone a stage that is done is not gone on with.
+    stop = processes.greatest(signals.received, trainer.strategy.root_device)
+    if settings.mode == "all" and stop:
+        raise Stopped(stop)
     if advise:
         following = {"supervise": True} if stage == "contrastive" else {"mode": "test"}
         say(f"Next: {command(settings, load_checkpoint_dir=best_path, **following)}")
@@ -250,6 +269,11 @@ def tell_blindness(settings):
 
 def check_resumed(settings, start):
     """Refuse to go on where there is nothing to do; tell which flags a resumed run keeps."""
+    if not start.resumable:
+        raise UserError(
+            f"--resume_training: {start.name} holds weights alone, nothing to go on with; without "
+            "this flag training starts from them."
+        )
     if start.epochs >= settings.max_epochs:
         raise UserError(
             f"--max_epochs={settings.max_epochs}: {start.name} has done {start.epochs} epochs; "
@@ -434,12 +458,9 @@ def checkpoint_to_start(settings):
         return checkpoints.read(settings.load_checkpoint_dir)
     if settings.resume_training:
         last = checkpoint_paths(settings)[1]
-        if not last.is_file():
-            raise UserError(
-                f"--resume_training: there is no {last}; name a checkpoint by "
-                "--load_checkpoint_dir."
-            )
-        return checkpoints.read(last)
+        if last.is_file():
+            return checkpoints.read(last)
+        say(f"--resume_training: there is no {last} yet; begins from the start.")
     return None
 
 
@@ -492,10 +513,15 @@ def load_data(settings):
 
 
 @rank_zero_only
-def put_aside(folder, stage, start):
-    """Move what an earlier run of the same stage and name left, so that nothing is lost.
+def put_aside(folder, stage, start, move=True):
+    """Put what an earlier run of the same stage and name left aside, so that nothing is lost.
 
-    The checkpoint to start from is copied: other processes may be about to read it.
+    Args:
+        folder: of the run.
+        stage: name of the stage.
+        start: the checkpoint to start from, which stays where it is, too: other processes may be
+            about to read it.
+        move: False to leave everything where it is, too: the run goes on, from before its end.
     """
     prefix = STAGE_PREFIX[stage]
     names = [f"checkpoints/{prefix}best.ckpt", f"checkpoints/{prefix}last.ckpt"]
@@ -512,6 +538,12 @@ def put_aside(folder, stage, start):
         aside = aside.with_name(f"{aside.name}_")
     for name in left:
         (aside / name).parent.mkdir(parents=True, exist_ok=True)
-        needed = start is not None and (folder / name).samefile(start.path)
-        (shutil.copy2 if needed else shutil.move)(folder / name, aside / name)
-    say(f"An earlier run of this name was moved to {aside}.")
+        source = folder / name
+        if move and not (start is not None and source.samefile(start.path)):
+            shutil.move(source, aside / name)
+        elif source.is_dir():
+            shutil.copytree(source, aside / name)
+        else:
+            shutil.copy2(source, aside / name)
+    said = "An earlier run of this name was moved to" if move else "This run as it was is kept in"
+    say(f"{said} {aside}.")

@@ -72,7 +72,8 @@ class Stage(LightningModule):
                 parameter.requires_grad = True
             else:
                 parameter.requires_grad = in_classifier == (self.stage == "supervised")
-        self.epochs_begun = 0
+        self.first_step = None
+        self.began_from = None  # fingerprint of the weights
         self.train()  # a network from a checkpoint comes in evaluation mode
 
     def train(self, mode=True):
@@ -132,6 +133,7 @@ class Stage(LightningModule):
 
     def on_train_start(self):
         """Check what was resumed: the optimizer would read and write beyond tensors too small."""
+        self.first_step = self.global_step
         (optimizer,) = self.trainer.optimizers
         if self.trainer.ckpt_path and self.global_step and not optimizer.state:
             raise ValueError("the state of the optimizer is missing")
@@ -140,8 +142,12 @@ class Stage(LightningModule):
                 if state[name].shape != parameter.shape or state[name].layout != parameter.layout:
                     raise ValueError(f"the optimizer's {name} does not fit the network")
 
+    @property
+    def steps_made(self):
+        """Optimizer steps since this process began to train."""
+        return 0 if self.first_step is None else self.global_step - self.first_step
+
     def on_train_epoch_start(self):
-        self.epochs_begun += 1
         for metric in (self.train_loss, self.train_accuracy):
             metric.reset()
         self.class_sums.zero_()
@@ -155,10 +161,12 @@ class Stage(LightningModule):
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint["epochs_done"] = self.trainer.fit_loop.epoch_progress.current.processed
+        checkpoint["began_from"] = self.began_from
         checkpoint["epoch_so_far"] = [gather(getattr(*sum)[None]).cpu() for sum in self._sums()]
 
     def on_load_checkpoint(self, checkpoint):
         """Takes the sums of the epoch in which the run was stopped; a new epoch sets them to 0."""
+        self.began_from = checkpoint.get("began_from")
         for (holder, name), of_processes in zip(
             self._sums(), checkpoint.get("epoch_so_far", ()), strict=False
         ):

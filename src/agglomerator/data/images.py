@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
+from agglomerator import terminal
 from agglomerator.settings import UserError
 
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it raises what it logs
@@ -93,7 +94,7 @@ class ImageFiles(Dataset):
             except UnreadableImage as error:
                 if not self.skip_unreadable:
                     raise
-                print(f"skipped: {error}", flush=True)
+                terminal.write(f"skipped: {error}")
         none = torch.empty(0, self.n_channels, self.size, self.size, dtype=torch.uint8)
         return torch.stack(images) if images else none, self.labels[read]
 
@@ -118,7 +119,7 @@ class ImageFiles(Dataset):
             images[done : done + len(some)], labels[done : done + len(some)] = some, of_some
             done += len(some)
         if done < total:
-            print(f"{total - done} of {total} images cannot be read and are left out.", flush=True)
+            terminal.write(f"{total - done} of {total} images cannot be read and are left out.")
         return ImageSet(images[:done], labels[:done], self.classes)
 
 

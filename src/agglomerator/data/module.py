@@ -202,6 +202,11 @@ def _end_for_parent():
     os._exit(0)
 
 
+def is_lost_worker(error):
+    """Whether a RuntimeError of PyTorch tells that a process which reads images has ended."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+
+
 @contextlib.contextmanager
 def one_at_a_time(folder):
     """Wait until no other process of this machine is in the same place for the same folder."""
