@@ -76,8 +76,7 @@ class Record(Callback):
 def _train(rank, world, folder, changes, port):
     """Train as one of so many processes; leaves what happened in a file."""
     if world > 1:
-        names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
-        os.environ |= names | {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+        os.environ |= by_hand(rank, world, port)
     torch.set_num_threads(1)
     quiet_libraries()
     settings = SETTINGS.replace(
@@ -99,12 +98,29 @@ def _train(rank, world, folder, changes, port):
     processes.part()
 
 
-def train(folder, world, **changes):
-    """What each of so many processes left."""
+def by_hand(rank, world, port):
+    """Environment variables of one of so many processes that a person starts."""
+    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+    return names | {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+
+
+def by_slurm(rank, world, port):
+    """The same, as SLURM's srun sets them."""
+    names = {"JOB_ID": "7", "JOB_NAME": "train", "NTASKS": world, "NTASKS_PER_NODE": world}
+    names |= {"PROCID": rank, "LOCALID": rank, "NODEID": 0, "NNODES": 1, "NODELIST": "localhost"}
+    slurm = {f"SLURM_{name}": str(value) for name, value in names.items()}
+    return slurm | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_train, (world, str(folder), changes, port), nprocs=world)
+        return free.getsockname()[1]
+
+
+def train(folder, world, **changes):
+    """What each of so many processes left."""
+    mp.spawn(_train, (world, str(folder), changes, free_port()), nprocs=world)
     return [torch.load(folder / f"{world}_{rank}.pt") for rank in range(world)]
 
 
@@ -127,10 +143,10 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path, stage):
 
 
 @contextlib.contextmanager
-def launch(folder, *launcher, **options):
+def launch(folder, *launcher, environment=(), **options):
     """The program started on two processes, of which none is left in the end."""
     flags = *SMALL, "--accelerator=cpu", "--exp_name=two", f"--output_dir={folder}"
-    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | dict(environment)
     command = [sys.executable, *launcher, *flags, *(f"--{n}={v}" for n, v in options.items())]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     run = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, **pipes)
@@ -158,6 +174,28 @@ def test_all_stages_in_two_processes(tmp_path, launcher):
     assert checkpoint["global_step"] == 4
     assert (folder / "islands" / "supervised_test.png").is_file()
     assert not (folder / "earlier").exists()
+
+
+@pytest.mark.parametrize("environment", [by_hand, by_slurm])
+def test_processes_that_others_start_train_together_and_end_together(tmp_path, environment):
+    few = dict(max_epochs=1000, limit_train=4, limit_val=2, iters=1)
+    port = free_port()
+    with contextlib.ExitStack() as stack:
+        one, two = (
+            stack.enter_context(
+                launch(tmp_path, *BY_ITSELF, environment=environment(rank, 2, port), **few)
+            )
+            for rank in range(2)
+        )
+        last = tmp_path / "two" / "checkpoints" / "last.ckpt"
+        wait_until(last.is_file, one)
+        two.send_signal(signal.SIGUSR1)  # one is enough
+        said = [run.communicate(timeout=60) for run in (one, two)]
+    assert one.returncode == 128 + signal.SIGUSR1, said
+    assert "CPU x 2" in said[0][0] and "Stopped by SIGUSR1. Go on by: " in said[0][0]
+    assert [stderr for _, stderr in said] == ["", ""] and not said[1][0]
+    checkpoint = torch.load(last, weights_only=True)
+    assert checkpoint["global_step"] % 4 == 0 and len(checkpoint["epoch_so_far"][0]) == 2
 
 
 def test_freeze_in_two_processes_writes_once_and_in_order(stage_one_checkpoint, tmp_path):
@@ -188,7 +226,7 @@ def test_death_of_one_process_ends_the_other(tmp_path, victim):
 
 
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(tmp_path):
-    flags = dict(max_epochs=2, lr_speed=2, limit_val=2, iters=1)
+    flags = dict(max_epochs=2, lr_speed=2, limit_val=2, iters=1, batch_size=8)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     with launch(whole, *BY_ITSELF, **flags) as run:
         stderr = run.communicate(timeout=100)[1]

@@ -1,42 +1,70 @@
 import gc
-import tracemalloc
+import sys
 
+import pytest
 import torch
 from pytorch_lightning.callbacks import Callback
 
 from agglomerator.data.module import Data
 from agglomerator.model import Agglomerator
+from agglomerator.run import embed
 from agglomerator.settings import Settings
 from agglomerator.stages import Stage
 from agglomerator.trainer import build_trainer
 
 
 class Watch(Callback):
-    """Counts tensors that are alive, and bytes that Python has given out, at some steps."""
+    """Counts tensors that are alive, their bytes, and what else Python holds, before some batches."""
 
-    def __init__(self, steps):
-        self.steps, self.found = steps, []
+    def __init__(self, moments):
+        self.moments, self.found = moments, []
+
+    def look(self, moment):
+        if moment in self.moments:
+            gc.collect()
+            tensors = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+            n_bytes = sum(x.numel() * x.element_size() for x in tensors)
+            self.found.append((len(tensors), n_bytes, sys.getallocatedblocks()))
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if trainer.global_step in self.steps:
-            gc.collect()
-            tensors = sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
-            self.found.append((tensors, tracemalloc.get_traced_memory()[0]))
+        self.look(trainer.global_step)
+
+    def on_test_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0):
+        self.look(batch_idx)
 
 
-def test_memory_does_not_grow_with_the_length_of_training(tmp_path):
+@pytest.fixture
+def module(tmp_path):
     settings = Settings(
         dataset="digits", image_size=8, conv_image_size=2, n_channels=1, patch_dim=4, contr_dim=8,
-        batch_size=8, learning_rate=0.001, logger="none", max_epochs=31, limit_train=10,
+        batch_size=2, learning_rate=0.001, logger="none", max_epochs=9, limit_train=250, iters=2,
         limit_val=2, output_dir=str(tmp_path),
     )  # fmt: skip
     data = Data(settings)
     data.setup()
-    module = Stage(Agglomerator(**vars(settings)), settings, data)
-    watch = Watch((100, 200, 300))  # each the first of an epoch
-    tracemalloc.start()
-    build_trainer(settings, "contrastive", [watch]).fit(module, datamodule=data)
-    tracemalloc.stop()
-    (first, _), (_, early), (last, late) = watch.found
-    assert last == first
-    assert late - early < 100 * 100  # bytes a step
+    return Stage(Agglomerator(**vars(settings)), settings, data)
+
+
+def test_memory_does_not_grow_with_the_length_of_training(module):
+    watch = Watch((250, 1000, 2000))  # each the first of an epoch
+    build_trainer(module.settings, "contrastive", [watch]).fit(module, datamodule=module.data)
+    first, middle, last = watch.found
+    assert last[:2] == middle[:2] == first[:2]
+    assert last[2] - middle[2] < 1000 / 4  # pieces of memory, one in four steps
+
+
+def test_memory_grows_with_the_test_set_by_what_is_returned_alone(module):
+    watch = Watch((10, 170))
+    trainer = build_trainer(module.settings, "contrastive", logs=False)
+    trainer.callbacks.append(watch)
+    trainer.test(module, datamodule=module.data, verbose=False)
+    assert watch.found[0][:2] == watch.found[1][:2]
+
+    gc.collect()
+    before = sum(x.numel() for x in gc.get_objects() if issubclass(type(x), torch.Tensor))
+    embedding, labels = embed(trainer, module, module.data, module.data.test)
+    gc.collect()
+    after = sum(x.numel() for x in gc.get_objects() if issubclass(type(x), torch.Tensor))
+    assert len(embedding) == len(labels) == len(module.data.test)
+    of_both = embedding.numel() + labels.numel()
+    assert after - before <= 2 * of_both + 1000  # the trainer keeps what it returned last, too
