@@ -49,24 +49,30 @@ def check_record(folder, stage, n_images):
     return record
 
 
-def test_test_of_the_classifier(stage_two_checkpoint, digits, tmp_path):
+@pytest.mark.parametrize("flip", [False, True])
+def test_test_of_the_classifier(stage_two_checkpoint, digits, tmp_path, flip):
     result = small_run(
         tmp_path,
         "--exp_name=tested",
         "--mode=test",
         "--supervise",
         "--plot_islands",
+        f"--test_time_flip={flip}",
         f"--load_checkpoint_dir={stage_two_checkpoint}",
     )
     record = check_record(tmp_path / "tested", "supervised", len(digits.test))
     assert f"{record['top1']:.2%}" in result.stdout
+    assert record["test_time_flip"] == flip == ("with mirror images" in result.stdout)
     pictures = list((tmp_path / "tested" / "islands").glob("*test*.png"))
     assert pictures and all(path.read_bytes().startswith(PNG) for path in pictures)
 
     model = load_checkpoint(stage_two_checkpoint)
     images, labels = digits.test.dataset[:]
     with torch.no_grad():
-        logits = model.classify(digits.view(images))
+        views = digits.view(images)
+        logits = model.classify(views)
+        if flip:
+            logits = (logits + model.classify(views.flip(-1))) / 2
     matrix = np.zeros((10, 10), dtype=int)
     np.add.at(matrix, (labels.numpy(), logits.argmax(1).numpy()), 1)
     assert record["confusion_matrix"] == matrix.tolist()

@@ -14,7 +14,7 @@ from agglomerator.trainer import build_trainer
 
 
 class Watch(Callback):
-    """Counts tensors that are alive, their bytes, and what else Python holds, before some batches."""
+    """Counts live tensors, their bytes, and what else Python holds, before some batches."""
 
     def __init__(self, moments):
         self.moments, self.found = moments, []

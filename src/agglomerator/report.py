@@ -115,6 +115,7 @@ def record_of(settings, stage, checkpoint, loss, top5, confusion, classes):
         "stage": stage,
         "checkpoint": checkpoint,
         "classified_by": classified_by(stage),
+        "test_time_flip": settings.test_time_flip,
         "images": int(counts.sum()),
         "loss": loss,
         "top1": top1,
@@ -186,7 +187,7 @@ def lines_of(record):
     lines = [
         f"loss      {record['loss']:.4f}",
         f"top-1     {record['top1']:.2%}  ({record['images']} test images, by "
-        f"{record['classified_by']})",
+        f"{record['classified_by']}{', with mirror images' * record['test_time_flip']})",
     ]
     if "top5" in record:
         lines.append(f"top-5     {record['top5']:.2%}")

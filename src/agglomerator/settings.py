@@ -162,6 +162,11 @@ class Settings:
     limit_test: int | float = setting(
         "data", 1.0, "Share (1.0, 0.1) or number (1, 10) of test batches.", low=0
     )
+    test_time_flip: bool = setting(
+        "data",
+        False,
+        "In a test, tell the class by the mean of the logits of an image and its mirror image.",
+    )
 
     # Model
     patch_size: int = setting(

@@ -210,8 +210,11 @@ class Stage(LightningModule):
     def _evaluate(self, batch, batch_idx):
         """Loss, logits, and all levels of the last state, (B, n, K, d)."""
         images, labels = batch
-        embedding, levels = self.model.with_levels(self.data.view(images))
+        views = self.data.view(images)
+        embedding, levels = self.model.with_levels(views)
         logits = self.logits(embedding)
+        if self.trainer.testing and self.settings.test_time_flip:
+            logits = (logits + self.logits(self.model(views.flip(-1)))) / 2
         if self.stage == "contrastive":
             loss, _ = self._contrast(images, labels, self._chance(batch_idx))
         else:
