@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from agglomerator import Agglomerator
 from agglomerator.data.module import Data
+from agglomerator.optimizers import Muon
 from agglomerator.settings import Settings
 from agglomerator.stages import Stage
 
@@ -101,6 +102,19 @@ def test_training_step_of_other_networks_and_data(flags):
     side = round(settings.image_size * module.data.entry.margin)
     with on_one_device():
         module.training_step(batch(settings.n_channels, side), 0).backward()
+
+
+def test_step_of_muon():
+    module = stage(SETTINGS)
+    for parameter in module.parameters():
+        parameter.requires_grad = parameter.dim() > 2  # AdamW knows no meta device
+    optimizer = Muon(module.model, lr=0.01)
+    optimizer.found_inf = torch.zeros((), device="meta")
+    with on_one_device():
+        module.training_step(batch(), 0).backward()
+        optimizer.step()
+    assert len(optimizer.state) == 7
+    assert all(state["momentum"].device.type == "meta" for state in optimizer.state.values())
 
 
 def test_validation_and_test_step(module):

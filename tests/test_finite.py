@@ -49,12 +49,16 @@ class Poison(Callback):
 
 
 @pytest.fixture
-def module():
+def module(request):
     quiet_libraries()
     torch.manual_seed(0)
-    data = Data(SETTINGS)
+    settings = SETTINGS.replace(optimizer=getattr(request, "param", "adamw"))
+    data = Data(settings)
     data.setup()
-    return Stage(Agglomerator(**dataclasses.asdict(SETTINGS)), SETTINGS, data)
+    return Stage(Agglomerator(**dataclasses.asdict(settings)), settings, data)
+
+
+of_both_optimizers = pytest.mark.parametrize("module", ["adamw", "muon"], indirect=True)
 
 
 def stop(module, folder, poison):
@@ -68,6 +72,7 @@ def stop(module, folder, poison):
     return str(error.value), torch.load(folder / "last.ckpt", weights_only=True)
 
 
+@of_both_optimizers
 def test_step_with_a_gradient_that_is_not_finite_is_not_made(module, tmp_path):
     poison = Poison(step=17, where="gradient")
     message, last = stop(module, tmp_path, poison)
@@ -103,6 +108,7 @@ def quiet(folder):
     }
 
 
+@of_both_optimizers
 def test_overflow_of_scaled_gradients_is_no_fault(module, tmp_path):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
     trainer = Trainer(
@@ -146,6 +152,7 @@ def test_program_ends_with_one_line(tmp_path, processes):
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+@of_both_optimizers
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed", "16-mixed"])
 def test_every_precision_learns(module, tmp_path, precision):
     settings = SETTINGS.replace(precision=precision, output_dir=str(tmp_path), limit_train=1.0)

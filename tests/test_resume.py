@@ -181,6 +181,15 @@ def test_a_signal_after_the_last_step_of_stage_one_ends_the_run_there(tmp_path):
     assert result.stdout.count("training: ") == 1 and "top-1" in result.stdout
 
 
+def test_muon_goes_on_as_if_it_had_not_stopped(tmp_path):
+    flags = "--exp_name=muon", "--optimizer=muon", "--lr_speed=2", "--limit_train=4"
+    small_run(tmp_path / "whole", *flags, "--max_epochs=2")
+    small_run(tmp_path, *flags, "--max_epochs=1")
+    small_run(tmp_path, *flags, "--max_epochs=2", "--resume_training")
+    last = "muon/checkpoints/last.ckpt"
+    assert same_weights(tmp_path / last, tmp_path / "whole" / last)
+
+
 def test_a_job_that_died_before_its_first_checkpoint_begins_anew(tmp_path):
     flags = "--exp_name=new", "--max_epochs=1", "--limit_train=2", "--resume_training"
     result = small_run(tmp_path, *flags)

@@ -13,6 +13,7 @@ from agglomerator.agreement import agreement_loss
 from agglomerator.data.module import chance
 from agglomerator.islands import IslandScores
 from agglomerator.losses import supervised_contrastive_loss
+from agglomerator.optimizers import Muon
 from agglomerator.processes import gather
 
 
@@ -138,8 +139,9 @@ class Stage(LightningModule):
         if self.trainer.ckpt_path and self.global_step and not optimizer.state:
             raise ValueError("the state of the optimizer is missing")
         for parameter, state in optimizer.state.items():
-            for name in ("exp_avg", "exp_avg_sq"):
-                if state[name].shape != parameter.shape or state[name].layout != parameter.layout:
+            for name, value in state.items():
+                fits = value.layout == parameter.layout and value.shape == parameter.shape
+                if name != "step" and not fits:
                     raise ValueError(f"the optimizer's {name} does not fit the network")
 
     @property
@@ -201,19 +203,22 @@ class Stage(LightningModule):
             self.log_dict(named)
 
     def test_step(self, batch, batch_idx):
-        loss, logits, levels = self._evaluate(batch, batch_idx)
+        loss, logits, levels = self._evaluate(batch, batch_idx, self.settings.test_time_flip)
         self.islands.update_states(levels, self.settings.island_threshold)
         self.confusion(logits, batch[1])
         self.top5(logits, batch[1])
         self.log("test_loss", loss, batch_size=len(batch[1]))
 
-    def _evaluate(self, batch, batch_idx):
-        """Loss, logits, and all levels of the last state, (B, n, K, d)."""
+    def _evaluate(self, batch, batch_idx, flip=False):
+        """Loss, logits, and all levels of the last state, (B, n, K, d).
+
+        With `flip` logits are the mean of those of an image and its mirror image.
+        """
         images, labels = batch
         views = self.data.view(images)
         embedding, levels = self.model.with_levels(views)
         logits = self.logits(embedding)
-        if self.trainer.testing and self.settings.test_time_flip:
+        if flip:
             logits = (logits + self.logits(self.model(views.flip(-1)))) / 2
         if self.stage == "contrastive":
             loss, _ = self._contrast(images, labels, self._chance(batch_idx))
@@ -237,10 +242,12 @@ class Stage(LightningModule):
     def configure_optimizers(self):
         s = self.settings
         rate, length = s.learning_rate, s.lr_speed
-        learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            learning, lr=rate, weight_decay=s.weight_decay, fused=self.device.type != "mps"
-        )
+        options = {"lr": rate, "weight_decay": s.weight_decay, "fused": self.device.type != "mps"}
+        if s.optimizer == "muon":
+            optimizer = Muon(self.model, **options)
+        else:
+            learning = [p for p in self.model.parameters() if p.requires_grad]
+            optimizer = torch.optim.AdamW(learning, **options)
         steps = self.trainer.estimated_stepping_batches // self.trainer.max_epochs
         schedule = OneCycle(optimizer, max_lr=rate, total_steps=max(length * steps, 2))
         return {

@@ -89,6 +89,11 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
             f"--accelerator={s.accelerator} --precision={s.precision} --strategy={s.strategy} "
             f"--devices={s.devices}: {reason}"
         ) from None
+    if training and s.optimizer == "muon" and isinstance(trainer.strategy, FSDPStrategy):
+        raise UserError(
+            f"--optimizer=muon --strategy={s.strategy}: Muon needs whole matrices, which FSDP "
+            "divides among processes; use --optimizer=adamw, or --strategy=ddp."
+        )
     if not trainer.precision.startswith(s.precision):
         say(f"--precision={s.precision}: this device computes in {trainer.precision}.")
     return trainer
