@@ -113,15 +113,15 @@ def embedding(weights, all_states, flags):
         return F.linear(x, weights[name + "weight"], weights[name + "bias"])
 
     x = norm(all_states[flags["denoise_iter"]][:, :, -1], 0)
-    x = x.flatten(1) if flags.get("head", "flatten") == "flatten" else grid_means(x)
+    x = x.flatten(1) if flags.get("head", "flatten") == "flatten" else grid_means(x, flags)
     x = norm(F.gelu(norm(linear(norm(x, 3), 5), 6)), 8)
     x = linear(x, 10)
     return x / x.norm(dim=1, keepdim=True)
 
 
-def grid_means(columns, side=4):
+def grid_means(columns, flags):
     """(B, n, d) -> (B, d * side * side), channel first; cells overlap where they must."""
-    s = math.isqrt(columns.shape[1])
+    s, side = math.isqrt(columns.shape[1]), flags.get("head_side", 4)
     columns = columns.unflatten(1, (s, s))
     ranges = [slice(i * s // side, -(-(i + 1) * s // side)) for i in range(side)]
     means = [columns[:, rows, cols].mean((1, 2)) for rows in ranges for cols in ranges]

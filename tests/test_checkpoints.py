@@ -64,7 +64,8 @@ def test_published_checkpoint_brings_its_own_tokenizer_and_head(case, published)
 
 @pytest.mark.parametrize("tokenizer", ["convmlp", "residual"])
 def test_shapes_tell_the_flags_of_the_head_and_the_tokenizer(tmp_path, tokenizer):
-    flags = {"head": "grid", "tokenizer": tokenizer, "tokenizer_width": 5, "tokenizer_depth": 4}
+    flags = {"head": "grid", "head_side": 3, "tokenizer": tokenizer}
+    flags |= {"tokenizer_width": 5, "tokenizer_depth": 4}
     weights = Agglomerator(**SMALL, **flags).state_dict()
     found = read(save_published(tmp_path / "p.ckpt", weights)).settings
     assert {name: found[name] for name in flags} == flags

@@ -40,6 +40,7 @@ CONFIGURATIONS = {
     "residual tokenizer": dict(tokenizer="residual", tokenizer_width=5, tokenizer_depth=2),
     "residual tokenizer, full grid": dict(tokenizer="residual", image_size=8, conv_image_size=8),
     "grid head": dict(head="grid", image_size=24, conv_image_size=6),
+    "coarse grid head": dict(head="grid", head_side=3, image_size=24, conv_image_size=6),
     "grid head on fewer columns": dict(head="grid", patch_size=2, patch_dim=8),
     "recomputed": dict(levels=3, recompute=True),
     "rounded up": dict(image_size=13, conv_image_size=4),

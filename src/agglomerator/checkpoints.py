@@ -7,6 +7,7 @@ internals of its scheduler, which are passed over.
 
 import dataclasses
 import hashlib
+import math
 import re
 import zipfile
 from pathlib import Path
@@ -224,6 +225,8 @@ def shapes_show(weights):
         "n_classes": weights["classification_head_from_contr.2.weight"].shape[0],
         "local_consensus_radius": 0 if mask is None else _radius(mask[0], grid // patch_size),
     }
+    if not flat:
+        settings["head_side"] = math.isqrt(width // patch_dim)
     return settings
 
 

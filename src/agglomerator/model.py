@@ -245,7 +245,7 @@ class GridPool(nn.Module):
     so that while it scales them alike, what they add has the same mean for every image.
     """
 
-    def __init__(self, side=4):
+    def __init__(self, side):
         super().__init__()
         self.side = side
 
@@ -254,17 +254,16 @@ class GridPool(nn.Module):
         return F.adaptive_avg_pool2d(grid, self.side).flatten(1)
 
 
-def contrastive_head(kind, n_columns, d, contr_dim, dropout):
+def contrastive_head(kind, n_columns, d, contr_dim, dropout, side):
     """Top level (B, n, d) -> embedding (B, contr_dim), not yet of unit length.
 
     Of the kind "flatten", as published, it has (n * d)^2 weights; of the kind "grid"
-    16 d contr_dim, however many columns there are.
+    side^2 d contr_dim, however many columns there are.
     """
     if kind == "flatten":
         pool, width, hidden = nn.Flatten(), n_columns * d, n_columns * d
     else:
-        pool = GridPool()
-        width, hidden = pool.side**2 * d, contr_dim
+        pool, width, hidden = GridPool(side), side**2 * d, contr_dim
     return nn.Sequential(
         nn.LayerNorm(d),
         nn.Dropout(dropout),
@@ -323,7 +322,7 @@ class Agglomerator(nn.Module):
         self.wBU = nn.Parameter(torch.tensor(0.25))
         self.wTD = nn.Parameter(torch.tensor(0.25))
         self.wA = nn.Parameter(torch.tensor(0.25))
-        self.contrastive_head = contrastive_head(s.head, n, d, s.contr_dim, s.dropout)
+        self.contrastive_head = contrastive_head(s.head, n, d, s.contr_dim, s.dropout, s.head_side)
         self.classification_head_from_contr = nn.Sequential(
             nn.Linear(s.contr_dim, s.contr_dim), nn.GELU(), nn.Linear(s.contr_dim, s.n_classes)
         )

@@ -210,9 +210,12 @@ class Settings:
         "model",
         "flatten",
         "How the columns of the top level become one vector: flatten (as published; its weights "
-        "grow with the square of columns times patch_dim) or grid (means over a 4x4 grid, "
+        "grow with the square of columns times patch_dim) or grid (means over a coarser grid, "
         "flattened; its weights do not grow with the columns).",
         choices=("flatten", "grid"),
+    )
+    head_side: int = setting(
+        "model", 4, "Side of the coarser grid of --head=grid.", low=1, high=4096
     )
     denoise_iter: int = setting(
         "model", -1, "State that feeds the head: 0 is the initial one, -1 the last."
