@@ -13,9 +13,11 @@ def tokens(weights, flags, images, train=False, statistics=None):
     stride = math.ceil(flags["image_size"] / g)
     conv_stride, pool_stride = {4: (2, 2), 2: (2, 1), 1: (1, 1)}[stride]
 
-    def convolution(x, i, stride=1, block=""):
+    def convolution(x, i, stride=1, block="", kept=None):
         at = f"image_to_tokens.0.block.{block}"
         x = F.conv2d(x, weights[f"{at}{i}.weight"], stride=stride, padding=1)
+        if kept:  # the largest of each square
+            x, i = F.max_pool2d(x, kept, ceil_mode=True), i + 1
         norm = f"{at}{i + 1}."
         mean, var = (weights[norm + k].clone() for k in ("running_mean", "running_var"))
         x = F.batch_norm(x, mean, var, weights[norm + "weight"], weights[norm + "bias"], train)
@@ -27,8 +29,14 @@ def tokens(weights, flags, images, train=False, statistics=None):
         return F.max_pool2d(x, 3, pool_stride, 1)
 
     depth = flags.get("tokenizer_depth", 3)
-    x = convolution(images, 0, conv_stride)
-    if flags.get("tokenizer") == "residual":
+    kind = flags.get("tokenizer")
+    x = convolution(images, 0, 1 if kind == "vgg" else conv_stride)
+    if kind == "vgg":
+        x = convolution(convolution(x, 3, kept=conv_stride), 7)
+        x = convolution(x, 10, kept=pool_stride)
+        for i in range(14, 14 + 3 * depth, 3):
+            x = convolution(x, i)
+    elif kind == "residual":
         x = pool(convolution(x, 3))
         for i in range(7, 7 + depth):
             x = x + convolution(convolution(x, 0, block=f"{i}.block."), 3, block=f"{i}.block.")

@@ -62,7 +62,7 @@ def test_published_checkpoint_brings_its_own_tokenizer_and_head(case, published)
     assert (model.settings.head, model.settings.tokenizer_depth) == ("flatten", 3)
 
 
-@pytest.mark.parametrize("tokenizer", ["convmlp", "residual"])
+@pytest.mark.parametrize("tokenizer", ["convmlp", "residual", "vgg"])
 def test_shapes_tell_the_flags_of_the_head_and_the_tokenizer(tmp_path, tokenizer):
     flags = {"head": "grid", "head_side": 3, "tokenizer": tokenizer}
     flags |= {"tokenizer_width": 5, "tokenizer_depth": 4}

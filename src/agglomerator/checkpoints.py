@@ -209,15 +209,20 @@ def shapes_show(weights):
     hidden, width = weights["contrastive_head.5.weight"].shape
     flat = hidden == width == n_columns * patch_dim
     channels = convs[0][0]
-    residual = any(re.match(r"image_to_tokens\.0\.block\.\d+\.block\.", name) for name in weights)
+    if any(re.match(r"image_to_tokens\.0\.block\.\d+\.block\.", name) for name in weights):
+        tokenizer, depth = "residual", (len(convs) - 3) // 2
+    elif len(convs) > 2 and convs[1][0] != channels:
+        tokenizer, depth = "vgg", len(convs) - 4
+    else:
+        tokenizer, depth = "convmlp", len(convs)
     settings = {
         "patch_size": patch_size,
         "patch_dim": patch_dim,
         "levels": levels,
         "n_channels": convs[0][1],
         "tokenizer_width": None if channels == convs[-1][0] // 2 else channels,
-        "tokenizer": "residual" if residual else "convmlp",
-        "tokenizer_depth": (len(convs) - 3) // 2 if residual else len(convs),
+        "tokenizer": tokenizer,
+        "tokenizer_depth": depth,
         "head": "flatten" if flat else "grid",
         "conv_image_size": grid,
         "image_size": 4 * grid,

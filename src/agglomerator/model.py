@@ -32,6 +32,12 @@ def convolution(c_in, c_out, stride=1):
     return conv, BatchNorm2d(c_out), nn.ReLU()
 
 
+def pooled(c_in, c_out, stride):
+    """The same with the largest of each square kept, before BatchNorm and ReLU have to see all."""
+    conv, *others = convolution(c_in, c_out)
+    return conv, nn.MaxPool2d(stride, ceil_mode=True), *others
+
+
 class Residual(nn.Module):
     """Two convolutions whose result is added to their input (He et al. 2016, arXiv 1512.03385)."""
 
@@ -58,10 +64,13 @@ class Tokenizer(nn.Module):
             convolution does) or 1.
         kind: "convmlp" as published (ConvMLP, Li et al. 2021, arXiv 2109.04454): convolutions, then
             pooling. "residual": two convolutions, pooling, residual blocks of twice the width on
-            the output grid, and a convolution.
+            the output grid, and a convolution. "vgg" (Simonyan and Zisserman 2015, arXiv
+            1409.1556): convolutions on the grid of the image, on half and on a quarter of it,
+            twice as wide on the next; the first to be wider is pooled.
         width: channels of the first convolution, of convmlp also of all others but the last; None
             for E / 2, as published.
-        depth: number of convolutions of convmlp, 3 as published; number of residual blocks.
+        depth: number of convolutions of convmlp, 3 as published; of residual blocks; of
+            convolutions of vgg's greatest width.
     """
 
     def __init__(self, n_channels, channels, stride=4, kind="convmlp", width=None, depth=3):
@@ -69,8 +78,15 @@ class Tokenizer(nn.Module):
         conv_stride, pool_stride = {4: (2, 2), 2: (2, 1), 1: (1, 1)}[stride]
         width = width or channels // 2
         pool = nn.MaxPool2d(3, stride=pool_stride, padding=1)
-        layers = [*convolution(n_channels, width, conv_stride)]
-        if kind == "convmlp":
+        layers = [*convolution(n_channels, width, 1 if kind == "vgg" else conv_stride)]
+        if kind == "vgg":
+            layers += pooled(width, 2 * width, conv_stride)
+            layers += convolution(2 * width, 2 * width)
+            layers += pooled(2 * width, 4 * width, pool_stride)
+            for _ in range(depth - 1):
+                layers += convolution(4 * width, 4 * width)
+            layers += convolution(4 * width, channels)
+        elif kind == "convmlp":
             for _ in range(depth - 2):
                 layers += convolution(width, width)
             layers += [*convolution(width, channels), pool]

@@ -193,18 +193,22 @@ class Settings:
         "model",
         "convmlp",
         "convmlp (as published): convolutions, then pooling; residual: pooling earlier, then "
-        "residual blocks of twice the width.",
-        choices=("convmlp", "residual"),
+        "residual blocks of twice the width; vgg: from the full grid of the image, twice as wide "
+        "after each pooling.",
+        choices=("convmlp", "residual", "vgg"),
     )
     tokenizer_width: int | None = setting(
         "model",
         None,
-        "Channels of the tokenizer's convolutions but the last, of residual those of the first; "
-        "None: half those of the last.",
+        "Channels of the tokenizer's convolutions but the last, of residual and vgg those of the "
+        "first; None: half those of the last.",
         low=1,
     )
     tokenizer_depth: int = setting(
-        "model", 3, "Convolutions of the tokenizer; of residual its blocks.", low=2
+        "model",
+        3,
+        "Convolutions of the tokenizer; of residual its blocks, of vgg those of greatest width.",
+        low=2,
     )
     head: str = setting(
         "model",
