@@ -82,3 +82,11 @@ def test_two_processes_compute_the_loss_of_the_whole_batch(tmp_path):
     torch.testing.assert_close((found[0][0] + found[1][0]) / 2, loss.detach())
     for _, gradient in found:
         torch.testing.assert_close(gradient, layer.weight.grad)
+
+
+def test_loss_is_as_exact_in_mixed_precision():
+    embedding, labels = batch([2, 0, 1, 2, 2, 0, 1, 1])
+    expected = supervised_contrastive_loss(embedding, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = supervised_contrastive_loss(embedding, labels)
+    assert loss.dtype == torch.float32 and torch.equal(loss, expected)

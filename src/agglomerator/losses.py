@@ -2,7 +2,7 @@
 
 import torch
 
-from agglomerator.processes import at_least_float, gather, rank
+from agglomerator.processes import at_least_float, gather, rank, without_autocast
 
 
 def supervised_contrastive_loss(embedding, labels, temperature=0.07, across_processes=True):
@@ -30,7 +30,8 @@ def supervised_contrastive_loss(embedding, labels, temperature=0.07, across_proc
     first = rank() * len(embedding) if across_processes else 0
     itself = torch.arange(first, first + len(embedding), device=labels.device)
 
-    similarity = embedding @ others.mT / temperature
+    with without_autocast(embedding.device):
+        similarity = embedding @ others.mT / temperature
     similarity = similarity.scatter(1, itself[:, None], -torch.inf)
     log_prob = similarity.log_softmax(1)
     positive = (labels[:, None] == other_labels).scatter(1, itself[:, None], False)

@@ -10,7 +10,6 @@ Parameters bear the names of the published state dict, so that published weights
 """
 
 import math
-from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -19,7 +18,7 @@ from einops.layers.torch import Rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from agglomerator.processes import BatchNorm2d, at_least_float
+from agglomerator.processes import BatchNorm2d, at_least_float, without_autocast
 from agglomerator.settings import Settings
 
 SELF_SCORE = -5e-4
@@ -205,10 +204,8 @@ class ConsensusAttention(nn.Module):
 
     def forward(self, levels):
         """(K, d, B, n) -> (K, d, B, n)."""
-        kind = levels.device.type
-        known = torch.amp.is_autocast_available(kind)
         agree = self._agree_near if self.radius > 0 else self._agree
-        with torch.autocast(kind, enabled=False) if known else nullcontext():
+        with without_autocast(levels.device):
             exact = at_least_float(levels)
             agreed = torch.stack([agree(level.transpose(0, 1)) for level in exact])
         return agreed.to(levels.dtype)
