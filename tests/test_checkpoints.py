@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import re
 import zipfile
@@ -9,7 +10,7 @@ from conftest import ROOT, save_published
 from PIL import Image
 
 from agglomerator import Agglomerator, load_checkpoint
-from agglomerator.checkpoints import complete, read, shelve
+from agglomerator.checkpoints import complete, fingerprint, read, shelve
 from agglomerator.settings import INPUT_SETTINGS, MODEL_SETTINGS, Settings, UserError
 
 REFERENCE = ROOT / "tests" / "reference" / "self_radius2.pt"
@@ -69,6 +70,24 @@ def test_shapes_tell_the_flags_of_the_head_and_the_tokenizer(tmp_path, tokenizer
     weights = Agglomerator(**SMALL, **flags).state_dict()
     found = read(save_published(tmp_path / "p.ckpt", weights)).settings
     assert {name: found[name] for name in flags} == flags
+
+
+def test_grid_head_with_the_shapes_of_a_flat_one_is_told_from_it(tmp_path):
+    settings = Settings(patch_dim=32, patch_size=2, head="grid")  # 4x4 columns of 32: 512
+    model = Agglomerator(**dataclasses.asdict(settings))
+    content = {"state_dict": model.state_dict(), "hyper_parameters": dataclasses.asdict(settings)}
+    torch.save(content | {"epoch": 0, "global_step": 1}, tmp_path / "own.ckpt")
+    found = load_checkpoint(tmp_path / "own.ckpt").eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(found(images), model.eval()(images))
+
+
+def test_fingerprint_tells_the_last_bit_whatever_the_strides():
+    weights = {"a": torch.ones(3, 4)[:, 0], "b": torch.zeros(1).expand(4), "c": torch.tensor(7)}
+    same = {name: value.clone() for name, value in weights.items()}
+    assert fingerprint(weights) == fingerprint(same)
+    same["a"][0] = same["a"][0].nextafter(torch.tensor(2.0))
+    assert fingerprint(weights) != fingerprint(same)
 
 
 def test_own_checkpoint_round_trip(stage_one_checkpoint):

@@ -87,6 +87,20 @@ def test_scaled_gradients_make_the_same_momentum():
         torch.testing.assert_close(state, other_state)
 
 
+def test_a_step_after_state_is_loaded_is_the_same():
+    net, other = nets()
+    one, two = Muon(net, lr=0.1), Muon(other, lr=0.1)
+    grads = [parameter.grad.clone() for parameter in net.parameters()]
+    one.step()
+    other.load_state_dict(net.state_dict())
+    two.load_state_dict(one.state_dict())
+    for each, optimizer in ((net, one), (other, two)):
+        for parameter, grad in zip(each.parameters(), grads, strict=True):
+            parameter.grad = 2 * grad
+        optimizer.step()
+    assert all(same(net, other))
+
+
 def test_parameters_that_do_not_learn_are_left_out():
     net, _ = nets()
     net[1].requires_grad_(False)

@@ -215,6 +215,13 @@ def test_going_on_from_before_the_end_keeps_what_was_later(tmp_path):
     assert kept_last.read_bytes() == late and same_weights(kept_last, last)
     assert rows(folder, "contrastive") == rows(kept, "contrastive") == all_rows
 
+    message = run_program(
+        *SMALL, f"--output_dir={tmp_path}", *flags, "--max_epochs=9", "--resume_training",
+        "--optimizer=muon", ok=False,
+    ).stderr  # fmt: skip
+    assert message.startswith("error: --optimizer=muon: ") and message.count("\n") == 1
+    assert last.read_bytes() and rows(folder, "contrastive") == all_rows
+
 
 def test_weights_alone_are_refused_before_anything_is_moved(stage_one_checkpoint, tmp_path):
     folder = shutil.copytree(stage_one_checkpoint.parents[1], tmp_path / "small")
@@ -244,7 +251,7 @@ def test_stage_two_goes_on_only_with_its_own_stage_one(tmp_path):
     assert all(torch.equal(one[n], two[n]) for n in one if "classification" not in n)
 
 
-@pytest.mark.parametrize("where", ["closed pipe", "/dev/full"])
+@pytest.mark.parametrize("where", ["closed pipe", "/dev/full", "nowhere"])
 @pytest.mark.parametrize("what", ["--max_epochs=1", "--help"])
 def test_output_that_nobody_takes_costs_nothing(tmp_path, where, what):
     flags = *SMALL, "--exp_name=mute", f"--output_dir={tmp_path}", "--limit_train=2", what
@@ -252,6 +259,8 @@ def test_output_that_nobody_takes_costs_nothing(tmp_path, where, what):
         process = start(flags)
         process.stdout.close()
         process.stdout = None
+    elif where == "nowhere":
+        process = start(flags, stdout=None, preexec_fn=lambda: os.close(1))
     else:
         with open(where, "w") as full:
             process = start(flags, stdout=full)

@@ -124,7 +124,7 @@ def fingerprint(weights):
     found = hashlib.sha256()
     for name, value in sorted(weights.items()):
         found.update(name.encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy())
+        found.update(value.contiguous().view(-1).view(torch.uint8).numpy())
     return found.hexdigest()
 
 
@@ -274,6 +274,10 @@ def build(checkpoint, **flags):
         settings["image_size"] = 4 * flags["conv_image_size"]
     shown = shapes_show(checkpoint.weights)
     shown.pop("image_size")
+    side = shown["conv_image_size"] // shown["patch_size"]
+    if settings["head"] == "grid" and settings.get("head_side") == side:
+        shown.pop("head")  # the weights of both kinds may have the same shapes then
+        shown["head_side"] = side
     if settings["tokenizer_width"] == shown["patch_dim"] // shown["patch_size"] ** 2 // 2:
         settings["tokenizer_width"] = None  # says the same
     wrong = {name: value for name, value in shown.items() if settings[name] != value}

@@ -23,8 +23,13 @@ def main(path):
     try:
         show(path)
     except Exception as error:  # each desktop has its own
-        print(f"--plot_islands: no window: {' '.join(str(error).split())}", flush=True)
+        say(f"--plot_islands: no window: {' '.join(str(error).split())}")
     os._exit(0)  # the thread may hold the pipe, which an orderly end would wait for and abort
+
+
+def say(text):
+    with contextlib.suppress(OSError):  # nobody takes it
+        print(text, flush=True)
 
 
 def is_there_a_screen():
@@ -75,10 +80,9 @@ def tell_address():
 
     Server.initialize()
     where = f"{Server.address}:{Server.port}"
-    print(
+    say(
         f"Islands live: http://{where} (from another machine first: ssh -L {Server.port}:{where} "
-        "THIS_MACHINE)",
-        flush=True,
+        "THIS_MACHINE)"
     )
 
 

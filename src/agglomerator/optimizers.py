@@ -35,6 +35,9 @@ class Muon(torch.optim.AdamW):
             groups.append({"params": params, "matrices": number})
         super().__init__([group for group in groups if group["params"]], **options)
 
+    def __setstate__(self, state):
+        torch.optim.Optimizer.__setstate__(self, state)  # AdamW's asks all parameters for a step
+
     @torch.no_grad()
     def step(self, closure=None):
         """A step of all parameters. Like fused AdamW it heeds what loss scaling sets: `grad_scale`,

@@ -74,7 +74,7 @@ def run(settings, given):
             raise
         raise UserError(
             f"--num_workers={settings.num_workers}: a process that reads images was ended from "
-            "outside, mostly where memory is short; use fewer."
+            "outside, mostly where memory or /dev/shm is short; use fewer, or a smaller --batch_size."
         ) from None
     except Stopped as stopped:
         say(f"\nStopped by {stopped.signal}. {stopped.go_on}")
@@ -121,7 +121,12 @@ def run_all(settings, given):
 def began_from(path, start):
     """Whether the training of one checkpoint began from the weights of another."""
     weights = checkpoints.read(start).weights
-    return checkpoints.read(path).began_from == checkpoints.fingerprint(weights)
+    try:
+        return checkpoints.read(path).began_from == checkpoints.fingerprint(weights)
+    except UserError:
+        if path.is_file():
+            raise
+        return False  # another process has found so, and moved it
 
 
 def done_before(settings):
@@ -160,9 +165,9 @@ def train(settings, given, advise=True):
     data = load_data(settings)
     data.check_batch_size(trainer.world_size)
     module = Stage(model, settings, data)
-    if start is not None:  # of a training that is gone on with its checkpoint tells
-        module.began_from = checkpoints.fingerprint(start.weights)
     going_on = settings.resume_training and start is not None and start.stage == stage
+    if start is not None and not going_on:
+        module.began_from = checkpoints.fingerprint(start.weights)
     if settings.resume_training and start is not None and not going_on:
         of = "the published format" if start.stage is None else f"the {start.stage} stage"
         say(f"{start.name} is of {of}: the {stage} stage starts from its weights.")
@@ -221,9 +226,9 @@ def train(settings, given, advise=True):
     minutes = (time.monotonic() - began) / 60
     say(f"\n{stage} training: {trainer.current_epoch} epochs, {minutes:.1f} minutes")
     report.summarise(trainer, best_path, last_path, metrics)
+    if settings.mode == "all":  # a signal may have come after the last step
+        stop = processes.greatest(signals.received, trainer.strategy.root_device)
     finish(trainer.loggers)
-    # A signal may have come after the last step; alone a stage that is done is not gone on with.
-    stop = processes.greatest(signals.received, trainer.strategy.root_device)
     if settings.mode == "all" and stop:
         raise Stopped(stop)
     if advise:
@@ -278,6 +283,12 @@ def check_resumed(settings, start):
         raise UserError(
             f"--max_epochs={settings.max_epochs}: {start.name} has done {start.epochs} epochs; "
             "ask for more, or start the next stage from it."
+        )
+    before = start.settings.get("optimizer", "adamw")
+    if before != settings.optimizer:
+        raise UserError(
+            f"--optimizer={settings.optimizer}: {start.name} was trained by {before}; go on by "
+            f"--optimizer={before}."
         )
     for name in ("learning_rate", "lr_speed", "weight_decay"):
         kept = start.settings.get(name)
@@ -542,8 +553,11 @@ def put_aside(folder, stage, start, move=True):
         if move and not (start is not None and source.samefile(start.path)):
             shutil.move(source, aside / name)
         elif source.is_dir():
-            shutil.copytree(source, aside / name)
+            shutil.copytree(source, aside / name, symlinks=True)
         else:
             shutil.copy2(source, aside / name)
+    if not move:  # whoever asks for the last checkpoint is to find where the run has gone back to
+        with written_whole(folder / names[1], "wb") as last, start.path.open("rb") as source:
+            shutil.copyfileobj(source, last)
     said = "An earlier run of this name was moved to" if move else "This run as it was is kept in"
     say(f"{said} {aside}.")

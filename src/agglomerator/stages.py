@@ -14,7 +14,7 @@ from agglomerator.data.module import chance
 from agglomerator.islands import IslandScores
 from agglomerator.losses import supervised_contrastive_loss
 from agglomerator.optimizers import Muon
-from agglomerator.processes import gather
+from agglomerator.processes import gather, without_autocast
 
 
 def stage_of(settings):
@@ -129,7 +129,9 @@ class Stage(LightningModule):
         """embedding (B, contr_dim) -> (B, n_classes): logits of the classifier; in stage one the
         cosines to the class means."""
         if self.stage == "contrastive":
-            return embedding.float() @ F.normalize(self.class_sums.float(), dim=-1).mT
+            means = F.normalize(self.class_sums.float(), dim=-1)
+            with without_autocast(embedding.device):
+                return embedding.float() @ means.mT
         return self.model.classification_head_from_contr(embedding)
 
     def on_train_start(self):

@@ -14,9 +14,11 @@ def write(text, stream=None):
         text: the line, or lines.
         stream: open text file; None for standard output.
     """
-    stream = sys.stdout if stream is None else stream
+    stream = sys.stdout if stream is None else stream  # None still where it was closed
     try:
         print(text, file=stream, flush=True)
+    except BlockingIOError:  # full for the moment
+        pass
     except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

@@ -37,7 +37,7 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
     callbacks = list(callbacks)
     training = bool(callbacks)
     gpus = count_gpus(s.accelerator)
-    terminal = sys.stdout.isatty()
+    terminal = sys.stdout is not None and sys.stdout.isatty()
     callbacks.append(Progress() if terminal else EpochLines())
     if training:
         callbacks[:0] = Pace(s.batch_size), StopUnlessFinite()

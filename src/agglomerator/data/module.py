@@ -204,7 +204,7 @@ def _end_for_parent():
 
 def is_lost_worker(error):
     """Whether a RuntimeError of PyTorch tells that a process which reads images has ended."""
-    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+    return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
 
 
 @contextlib.contextmanager
