@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -93,7 +95,7 @@ def test_a_step_after_state_is_loaded_is_the_same():
     grads = [parameter.grad.clone() for parameter in net.parameters()]
     one.step()
     other.load_state_dict(net.state_dict())
-    two.load_state_dict(one.state_dict())
+    two.load_state_dict(deepcopy(one.state_dict()))
     for each, optimizer in ((net, one), (other, two)):
         for parameter, grad in zip(each.parameters(), grads, strict=True):
             parameter.grad = 2 * grad

@@ -74,7 +74,7 @@ def run(settings, given):
             raise
         raise UserError(
             f"--num_workers={settings.num_workers}: a process that reads images was ended from "
-            "outside, mostly where memory or /dev/shm is short; use fewer, or a smaller --batch_size."
+            "outside, mostly where memory or /dev/shm is short; use fewer, or less --batch_size."
         ) from None
     except Stopped as stopped:
         say(f"\nStopped by {stopped.signal}. {stopped.go_on}")
