@@ -254,7 +254,9 @@ class Settings:
         "more of a batch; rates and decay are of the same size.",
         choices=("adamw", "muon"),
     )
-    learning_rate: float = setting("training", 0.05, "Peak learning rate.", low=0)
+    learning_rate: float = setting(
+        "training", 0.05, "Peak learning rate of the one-cycle schedule.", low=0
+    )
     agreement: float = setting(
         "training",
         0.0,
@@ -262,7 +264,7 @@ class Settings:
         "the top, of figures before their ground on the top; 0 as published.",
         low=0,
     )
-    weight_decay: float = setting("training", 5e-4, "Weight decay.", low=0)
+    weight_decay: float = setting("training", 5e-4, "Weight decay of the optimizer.", low=0)
     lr_speed: int = setting("training", 2000, "Length of the one-cycle schedule, in epochs.", low=1)
     max_epochs: int = setting("training", 10000, "Training ends after so many epochs.", low=1)
     supervised_epochs: int | None = setting(
