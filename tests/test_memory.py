@@ -13,6 +13,11 @@ from agglomerator.stages import Stage
 from agglomerator.trainer import build_trainer
 
 
+def live_tensors():
+    gc.collect()
+    return [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+
+
 class Watch(Callback):
     """Counts live tensors, their bytes, and what else Python holds, before some batches."""
 
@@ -21,8 +26,7 @@ class Watch(Callback):
 
     def look(self, moment):
         if moment in self.moments:
-            gc.collect()
-            tensors = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+            tensors = live_tensors()
             n_bytes = sum(x.numel() * x.element_size() for x in tensors)
             self.found.append((len(tensors), n_bytes, sys.getallocatedblocks()))
 
@@ -60,11 +64,9 @@ def test_memory_grows_with_the_test_set_by_what_is_returned_alone(module):
     trainer.test(module, datamodule=module.data, verbose=False)
     assert watch.found[0][:2] == watch.found[1][:2]
 
-    gc.collect()
-    before = sum(x.numel() for x in gc.get_objects() if issubclass(type(x), torch.Tensor))
+    before = sum(x.numel() for x in live_tensors())
     embedding, labels = embed(trainer, module, module.data, module.data.test)
-    gc.collect()
-    after = sum(x.numel() for x in gc.get_objects() if issubclass(type(x), torch.Tensor))
+    after = sum(x.numel() for x in live_tensors())
     assert len(embedding) == len(labels) == len(module.data.test)
     of_both = embedding.numel() + labels.numel()
     assert after - before <= 2 * of_both + 1000  # the trainer keeps what it returned last, too

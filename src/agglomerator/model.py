@@ -77,19 +77,20 @@ class Tokenizer(nn.Module):
         conv_stride, pool_stride = {4: (2, 2), 2: (2, 1), 1: (1, 1)}[stride]
         width = width or channels // 2
         pool = nn.MaxPool2d(3, stride=pool_stride, padding=1)
-        layers = [*convolution(n_channels, width, 1 if kind == "vgg" else conv_stride)]
         if kind == "vgg":
-            layers += pooled(width, 2 * width, conv_stride)
+            layers = [*convolution(n_channels, width), *pooled(width, 2 * width, conv_stride)]
             layers += convolution(2 * width, 2 * width)
             layers += pooled(2 * width, 4 * width, pool_stride)
             for _ in range(depth - 1):
                 layers += convolution(4 * width, 4 * width)
             layers += convolution(4 * width, channels)
         elif kind == "convmlp":
+            layers = [*convolution(n_channels, width, conv_stride)]
             for _ in range(depth - 2):
                 layers += convolution(width, width)
             layers += [*convolution(width, channels), pool]
         else:
+            layers = [*convolution(n_channels, width, conv_stride)]
             layers += [*convolution(width, 2 * width), pool]
             layers += [Residual(2 * width) for _ in range(depth)]
             layers += convolution(2 * width, channels)

@@ -168,9 +168,9 @@ def train(settings, given, advise=True):
     going_on = settings.resume_training and start is not None and start.stage == stage
     if start is not None and not going_on:
         module.began_from = checkpoints.fingerprint(start.weights)
-    if settings.resume_training and start is not None and not going_on:
-        of = "the published format" if start.stage is None else f"the {start.stage} stage"
-        say(f"{start.name} is of {of}: the {stage} stage starts from its weights.")
+        if settings.resume_training:
+            of = "the published format" if start.stage is None else f"the {start.stage} stage"
+            say(f"{start.name} is of {of}: the {stage} stage starts from its weights.")
     tell_blindness(settings)
     if going_on:
         check_resumed(settings, start)
@@ -226,10 +226,11 @@ def train(settings, given, advise=True):
     minutes = (time.monotonic() - began) / 60
     say(f"\n{stage} training: {trainer.current_epoch} epochs, {minutes:.1f} minutes")
     report.summarise(trainer, best_path, last_path, metrics)
-    if settings.mode == "all":  # a signal may have come after the last step
-        stop = processes.greatest(signals.received, trainer.strategy.root_device)
+    device = trainer.strategy.root_device
+    # A signal may have come after the last step; of --mode=all there is more to stop.
+    stop = settings.mode == "all" and processes.greatest(signals.received, device)
     finish(trainer.loggers)
-    if settings.mode == "all" and stop:
+    if stop:
         raise Stopped(stop)
     if advise:
         following = {"supervise": True} if stage == "contrastive" else {"mode": "test"}
@@ -535,7 +536,8 @@ def put_aside(folder, stage, start, move=True):
         move: False to leave everything where it is, too: the run goes on, from before its end.
     """
     prefix = STAGE_PREFIX[stage]
-    names = [f"checkpoints/{prefix}best.ckpt", f"checkpoints/{prefix}last.ckpt"]
+    last = f"checkpoints/{prefix}last.ckpt"
+    names = [f"checkpoints/{prefix}best.ckpt", last]
     names += [f"logs/{stage}", f"{prefix}flags.cfg", f"{prefix}run.json", f"test_{stage}.json"]
     names += [f"confusion_{stage}.csv", f"confusion_{stage}.png"]
     if stage == "contrastive":
@@ -557,7 +559,7 @@ def put_aside(folder, stage, start, move=True):
         else:
             shutil.copy2(source, aside / name)
     if not move:  # whoever asks for the last checkpoint is to find where the run has gone back to
-        with written_whole(folder / names[1], "wb") as last, start.path.open("rb") as source:
-            shutil.copyfileobj(source, last)
+        with start.path.open("rb") as source, written_whole(folder / last, "wb") as target:
+            shutil.copyfileobj(source, target)
     said = "An earlier run of this name was moved to" if move else "This run as it was is kept in"
     say(f"{said} {aside}.")
