@@ -5,7 +5,7 @@ import sys
 from absl import app, logging
 
 from agglomerator import flags, terminal
-from agglomerator.settings import SharedError, UserError, is_out_of_memory
+from agglomerator.settings import SharedError, UserError
 
 
 def parse(argv):
@@ -35,15 +35,6 @@ def main(parsed):
         if error.filename is None:
             raise
         fail(f"{error.filename}: {error.strerror}; name another place, or make room or access.")
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            fail("out of memory: use a smaller --batch_size, with --accumulate, or network.")
-        if not processes.is_fault_of_others(error):
-            raise
-        fail(
-            "another process of this training has ended or does not answer: what it said is the "
-            "reason. Go on by --resume_training."
-        )
     except ValueError as error:
         if not str(error).startswith("Key backend:"):  # matplotlib's, while it is imported
             raise

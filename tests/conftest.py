@@ -4,6 +4,7 @@ The runs train on scikit-learn's digits, tiny networks for a few batches.
 """
 
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -57,7 +58,7 @@ def clean_environment():
 ENVIRONMENT = clean_environment()
 
 
-def run_program(*flags, ok=True, environment=()):
+def run_program(*flags, ok=True, environment=(), limits=()):
     """Run `python src/main.py` from the project's folder: nobody at the keyboard, no display, no
     Weights & Biases account, no way to the internet.
 
@@ -65,12 +66,18 @@ def run_program(*flags, ok=True, environment=()):
         flags: of the command line.
         ok: that it ends with exit status 0 is demanded; else that it does not.
         environment: further environment variables, name to value.
+        limits: limits of the system that it runs under, those of `resource` to bytes.
     """
-    env = ENVIRONMENT | dict(environment)
-    command = [sys.executable, "src/main.py", *map(str, flags)]
+
+    def limit():
+        for kind, size in dict(limits).items():
+            resource.setrlimit(kind, (size, size))
+
     done = subprocess.run(
-        command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
+        [sys.executable, "src/main.py", *map(str, flags)],
+        cwd=ROOT, env=ENVIRONMENT | dict(environment), preexec_fn=limit,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True,
+    )  # fmt: skip
     said = f"{done.args}\n{done.stdout}\n{done.stderr}"
     assert (done.returncode == 0) == ok, said
     assert "Traceback" not in done.stderr, said

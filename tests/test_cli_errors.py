@@ -1,3 +1,6 @@
+import resource
+import sys
+
 import pytest
 import torch
 from conftest import SMALL, run_program
@@ -88,3 +91,12 @@ def test_first_run_of_a_user_says_one_line_too(output, tmp_path):
 
 def test_compiling_without_a_compiler(output, tmp_path):
     assert "--compile" in refuse(output, "--compile", environment={"PATH": str(tmp_path)})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is not kept elsewhere")
+def test_batch_larger_than_the_memory(output):
+    flags = "--image_size=64", "--conv_image_size=32", "--patch_dim=4", "--head=grid"
+    # The scores of 1024 columns against 1024 take 8 GiB for the 2 x 1024 views.
+    limits = {resource.RLIMIT_AS: 8 * 2**30}
+    message = refuse(output, *flags, "--batch_size=1024", limits=limits)
+    assert "--batch_size=1024: out of memory; " in message

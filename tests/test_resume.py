@@ -135,15 +135,9 @@ def test_a_full_disk_costs_nothing_and_is_told_in_one_line(tmp_path):
     kept = {path: path.read_bytes() for path in (folder / "checkpoints").iterdir()}
     size = max(map(len, kept.values()))
 
-    def little_room():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
-
     words = [*flags, f"--output_dir={tmp_path}", "--max_epochs=3", "--resume_training"]
-    done = subprocess.run(
-        [sys.executable, "src/main.py", *words],
-        cwd=ROOT, env=ENVIRONMENT, preexec_fn=little_room, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 2
+    done = run_program(*words, ok=False, limits={resource.RLIMIT_FSIZE: size // 2})
+    assert done.status == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
     assert "best.ckpt" in done.stderr or "last.ckpt" in done.stderr
     assert "Go on by: " in done.stdout

@@ -40,13 +40,7 @@ from agglomerator.resume import (
     keep_metrics,
     written_whole,
 )
-from agglomerator.settings import (
-    INPUT_SETTINGS,
-    MODEL_SETTINGS,
-    SharedError,
-    UserError,
-    is_out_of_memory,
-)
+from agglomerator.settings import INPUT_SETTINGS, MODEL_SETTINGS, SharedError, UserError
 from agglomerator.stages import Stage, stage_of
 from agglomerator.trainer import build_loggers, build_trainer, quiet_libraries
 
@@ -69,17 +63,37 @@ def run(settings, given):
     try:
         with StopSignals():
             modes[settings.mode](settings, given)
-    except RuntimeError as error:
-        if not is_lost_worker(error):
-            raise
-        raise UserError(
-            f"--num_workers={settings.num_workers}: a process that reads images was ended from "
-            "outside, mostly where memory or /dev/shm is short; use fewer, or less --batch_size."
-        ) from None
     except Stopped as stopped:
         say(f"\nStopped by {stopped.signal}. {stopped.go_on}")
         # Lightning kills a main process whose children end with another status than 0.
         raise SystemExit(stopped.code if rank_zero_only.rank == 0 else 0) from None
+    except (RuntimeError, MemoryError) as error:
+        fault = fault_of_machine(error, settings)
+        if fault is None:
+            raise
+        raise fault from None
+
+
+def fault_of_machine(error, settings):
+    """The `UserError` for an error of memory or of another process; None if it is neither."""
+    out_of_memory = "out of memory", "not enough memory", "can't allocate memory"
+    of_torch = isinstance(error, RuntimeError) and any(each in str(error) for each in out_of_memory)
+    if of_torch or isinstance(error, MemoryError):
+        return UserError(
+            f"--batch_size={settings.batch_size}: out of memory; use a smaller one (in training "
+            "with --accumulate, for as many images to a step) or a smaller network."
+        )
+    if is_lost_worker(error):
+        return UserError(
+            f"--num_workers={settings.num_workers}: a process that reads images was ended from "
+            "outside, mostly where memory or /dev/shm is short; use fewer, or less --batch_size."
+        )
+    if processes.is_fault_of_others(error):
+        return UserError(
+            "another process of this training has ended or does not answer: what it said is the "
+            "reason."
+        )
+    return None
 
 
 def keep_freed_memory():
@@ -207,15 +221,11 @@ def train(settings, given, advise=True):
         say(f"\nStopped. {how_to_go_on(settings)}")
         raise
     except Exception as error:
-        if is_out_of_memory(error) or is_lost_worker(error):
+        fault = fault_of_machine(error, settings)
+        if fault is not None:
             say(f"\nStopped. {how_to_go_on(settings)}")
-        if is_out_of_memory(error):
-            raise UserError(
-                f"--batch_size={settings.batch_size}: out of memory; use a smaller one, and "
-                "--accumulate for as many images to a step."
-            ) from None
-        blameless = not going_on or module.steps_made
-        if blameless or processes.is_fault_of_others(error) or is_lost_worker(error):
+            raise fault from None
+        if not going_on or module.steps_made:
             raise
         raise UserError(
             f"--resume_training: {start.name} is not fit to go on from "

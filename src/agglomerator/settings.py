@@ -30,13 +30,6 @@ class SharedError(UserError):
     """A `UserError` that all processes of a training raise at the same place: one line says it."""
 
 
-def is_out_of_memory(error):
-    """Whether an error tells that there is not enough memory, in the words of Python or PyTorch."""
-    words = "out of memory", "not enough memory", "can't allocate memory"
-    of_torch = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    return of_torch or isinstance(error, MemoryError)
-
-
 def setting(group, default, help, choices=None, low=None, high=None):
     """A field of `Settings` with what the command line needs to know of it."""
     metadata = {"group": group, "help": help, "choices": choices, "low": low, "high": high}
