@@ -320,7 +320,8 @@ def test(settings, given):
         say(f"{start.name} was trained on {trained_on}, not on {settings.dataset}.")
     settings = as_trained(settings, start)
     stage = stage_of(settings)
-    settings, module, data, folder = opened(settings, given, start, f"test_{stage}")
+    splits = ("train", "test") if stage == "contrastive" else ("test",)
+    settings, module, data, folder = opened(settings, given, start, f"test_{stage}", splits)
     trainer = build_trainer(settings, stage, logs=settings.plot_islands)
     if stage == "contrastive":
         say("Stage one: classes by the nearest mean of the training images.")
@@ -436,14 +437,14 @@ def islands(settings, given):
         say("Written: " + ", ".join(map(str, paths)))
 
 
-def opened(settings, given, start, what):
+def opened(settings, given, start, what, splits=("train", "val", "test")):
     """What test and freeze begin with: settings, module, data, and the run's folder, held against
-    others that do the same. A training may run beside them."""
+    others that do the same. A training may run beside them. `splits` names the images they need."""
     settings, model = network(settings, given, start)
     folder = run_folder(settings)
     hold(folder, what)
     data = load_data(settings)
-    data.check_limits()
+    data.check_limits(splits=splits)
     return settings, Stage(model, settings, data), data, folder
 
 
@@ -527,7 +528,7 @@ def compile_network(model, settings):
 
 
 def load_data(settings):
-    """The data of a run, downloaded and read."""
+    """The data of a run, downloaded; the test set is read."""
     data = Data(settings)
     data.prepare_data()
     data.setup()

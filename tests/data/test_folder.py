@@ -235,8 +235,18 @@ def test_faults(root, fault, words):
     with pytest.raises(UserError) as error:
         data = Data(settings(root))
         data.setup()
+        data.check_batch_size(1)
     assert words in str(error.value) and "\n" not in str(error.value)
     assert str(root) in str(error.value)
+
+
+def test_a_test_does_not_wait_for_the_training_images(root):
+    break_image(root)
+    data = Data(settings(root))
+    data.setup()
+    assert len(data.test) == 8
+    with pytest.raises(UserError, match="cat/3.png"):
+        len(data.train)
 
 
 def test_skip_unreadable(root, capfd):

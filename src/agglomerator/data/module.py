@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 import threading
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -36,8 +37,9 @@ class Data(LightningDataModule):
     Batches are uint8 images (B, C, H, W) and labels (B,); `view` and `augmented_view` make the
     network's input of them, on whatever device they are, `crop` what a person should see.
 
-    Attributes, after `setup`: `train`, `val`, `test`, subsets in data-set order; `classes`, names;
-    `hierarchy`, what is known of their super-classes, or None.
+    Attributes, after `setup`: `train`, `val`, `test`, subsets in data-set order, the first two read
+    when they are first asked for; `classes`, names; `hierarchy`, what is known of their
+    super-classes, or None.
 
     Raises:
         UserError: there is no such data set, it has another number of classes, or --hierarchy does
@@ -53,22 +55,34 @@ class Data(LightningDataModule):
 
     def prepare_data(self):
         """Download what is missing; processes of this machine that want the same wait."""
-        if self.entry.download is not None and not hasattr(self, "train"):
+        if self.entry.download is not None and not hasattr(self, "test"):
             with one_at_a_time(self.settings.data_dir):
                 self.entry.download(self.settings)
 
     def setup(self, stage=None):
-        if hasattr(self, "train"):
+        """Read the test set, which there is no run without."""
+        if hasattr(self, "test"):
             return
-        s = self.settings
-        whole, val, test = (sets.read_split(s, split) for split in ("train", "val", "test"))
-        self.classes = whole.classes
-        self.hierarchy = hierarchy_of(s, self.classes)
-        if val is not None:
-            self.train, self.val = _all_of(whole), _all_of(val)
-        else:
-            self.train, self.val = split(whole, s.val_share, s.seed, self.entry.together)
+        test = sets.read_split(self.settings, "test")
+        self.classes = test.classes
+        self.hierarchy = hierarchy_of(self.settings, self.classes)
         self.test = _all_of(test)
+
+    @cached_property
+    def _divided(self):
+        s = self.settings
+        whole, val = sets.read_split(s, "train"), sets.read_split(s, "val")
+        if val is not None:
+            return _all_of(whole), _all_of(val)
+        return split(whole, s.val_share, s.seed, self.entry.together)
+
+    @property
+    def train(self):
+        return self._divided[0]
+
+    @property
+    def val(self):
+        return self._divided[1]
 
     def check_batch_size(self, world_size):
         """Raises UserError if a process has fewer training images than a batch, no image to
@@ -91,9 +105,9 @@ class Data(LightningDataModule):
                 f"{' of one process' if world_size > 1 else ''}; use at most {share}."
             )
 
-    def check_limits(self, world_size=1):
+    def check_limits(self, world_size=1, splits=("train", "val", "test")):
         """Raises UserError if a share of batches is less than one batch in some process."""
-        for name in ("train", "val", "test"):
+        for name in splits:
             limit, batch = getattr(self.settings, f"limit_{name}"), self.settings.batch_size
             images = len(getattr(self, name)) // (1 if name == "test" else world_size)
             n = max(1, images // batch if name == "train" else math.ceil(images / batch))
