@@ -244,7 +244,8 @@ class Settings:
         "training",
         "adamw",
         "adamw (as published), or muon for weight matrices and AdamW for all else, which learns "
-        "more of a batch; rates and decay are of the same size.",
+        "more of a batch; rates and decay are of the same size. A step of muon takes long on the "
+        "large matrices of --head=flatten.",
         choices=("adamw", "muon"),
     )
     learning_rate: float = setting(
