@@ -28,6 +28,10 @@ def convolution(c_in, c_out, stride=1):
     """3x3 convolution without bias, BatchNorm, ReLU: three modules."""
     conv = nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight)
+    if c_in == 1:
+        # The stride of a dimension of size 1 says nothing, but DistributedDataParallel compares it
+        # with that of the gradient, which is laid out channels last as the images are.
+        conv.weight.data = conv.weight.data.clone(memory_format=torch.channels_last)
     return conv, BatchNorm2d(c_out), nn.ReLU()
 
 
