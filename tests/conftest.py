@@ -75,7 +75,7 @@ def run_program(*flags, ok=True, environment=(), limits=()):
 
     done = subprocess.run(
         [sys.executable, "src/main.py", *map(str, flags)],
-        cwd=ROOT, env=ENVIRONMENT | dict(environment), preexec_fn=limit,
+        cwd=ROOT, env=ENVIRONMENT | dict(environment), preexec_fn=limit if limits else None,
         stdin=subprocess.DEVNULL, capture_output=True, text=True,
     )  # fmt: skip
     said = f"{done.args}\n{done.stdout}\n{done.stderr}"
