@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 
 import oracle
@@ -217,6 +218,29 @@ def test_convolutions_see_channels_last(kind, n_channels):
             module.register_forward_hook(lambda module, seen, out: layouts.append(out.stride(1)))
     model(torch.randn(2, n_channels, 16, 16))
     assert layouts and set(layouts) == {1}
+
+
+@pytest.mark.parametrize("flags", [{}, {"local_consensus_radius": 1}, {"levels": 5}], ids=str)
+def test_a_fresh_network_has_no_rounding_noise_to_magnify(flags):
+    """Its columns start equal; levels that have not heard of the image yet remain so, and norms
+    over columns would make signals of their rounding errors."""
+    torch.manual_seed(0)
+    model = Agglomerator(**SMALL | {"head": "grid", "levels": 4} | flags)
+    exact = copy.deepcopy(model).double()
+    images = torch.randn(6, model.settings.n_channels, *[model.settings.image_size] * 2)
+    labels = torch.tensor([0, 1, 2]).repeat(2)
+
+    embedded, expected = model(images), exact(images.double())
+    assert distance(embedded, expected) < 1e-4
+    supervised_contrastive_loss(embedded, labels).backward()
+    supervised_contrastive_loss(expected, labels).backward()
+    found, wanted = (
+        torch.cat([g.flatten() for g in gradients_of(m).values()]).double() for m in (model, exact)
+    )
+    assert distance(found, wanted) < 1e-3
+
+    with torch.autocast("cpu", torch.bfloat16):
+        assert distance(model(images), expected) < 0.2
 
 
 def test_dropout_acts_in_training_alone():

@@ -18,7 +18,7 @@ from einops.layers.torch import Rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from agglomerator.processes import BatchNorm2d, at_least_float, without_autocast
+from agglomerator.processes import BatchNorm2d, at_least_float
 from agglomerator.settings import Settings
 
 SELF_SCORE = -5e-4
@@ -108,7 +108,7 @@ class Tokenizer(nn.Module):
 
 
 class LevelLinear(nn.Module):
-    """A linear map of its own for every level, each one matrix product over the whole batch.
+    """A linear map of its own for every level, one matrix product over all columns of the batch.
 
     The weight is stored as that of a grouped 1x1 convolution, (K * d_out, d_in, 1), level by
     level, or with the levels in reversed order.
@@ -123,18 +123,16 @@ class LevelLinear(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
-    def of(self, levels):
-        """Weight (k, d_out, d_in) and bias (k, d_out, 1) of a slice of k levels."""
+    def of(self, level):
+        """Weight (d_out, d_in) and bias (d_out, 1) of a level."""
+        group = self.levels - 1 - level if self.reverse else level
         weight = self.weight.view(self.levels, -1, self.weight.shape[1])
-        bias = self.bias.view(self.levels, -1, 1)
-        if self.reverse:
-            weight, bias = weight.flip(0), bias.flip(0)
-        return weight[levels], bias[levels]
+        return weight[group], self.bias.view(self.levels, -1, 1)[group]
 
-    def forward(self, x, levels):
-        """x (k, d_in, m), levels: slice of the k levels that it holds -> (k, d_out, m)."""
-        weight, bias = self.of(levels)
-        return torch.baddbmm(bias, weight, x)
+    def forward(self, x, level):
+        """(d_in, m) -> (d_out, m)."""
+        weight, bias = self.of(level)
+        return torch.addmm(bias, weight, x)
 
 
 class Sine(nn.Module):
@@ -162,19 +160,17 @@ class ColumnNet(nn.Module):
             LevelLinear(levels, 4 * d, d, reverse),
         )
 
-    def forward(self, x, levels):
-        """x (k, d, B, n), levels: slice of the k levels that it serves -> (k, d, B, n)."""
+    def forward(self, x, level, share):
+        """What the net of a level makes of x, times a factor: (d, B, n) -> (d, B, n)."""
         _, norm, expand, activation, norm_hidden, contract = self.net
-        b, n = x.shape[2:]
-        hidden = activation(expand(norm(x).flatten(2), levels)).unflatten(
-            2, (b, n)
-        )  # (k, 4d, B, n)
+        b, n = x.shape[1:]
+        hidden = activation(expand(norm(x).flatten(1), level)).unflatten(1, (b, n))  # (4d, B, n)
         # Scale and shift of a column commute with the linear map over channels: done after it,
         # they touch a quarter of the numbers.
-        weight, bias = contract.of(levels)
-        out = (weight @ standardize(hidden).to(hidden.dtype).flatten(2)).unflatten(2, (b, n))
-        shift = weight.sum(2)[..., None, None] * norm_hidden.bias + bias[..., None]
-        return torch.addcmul(shift, out, norm_hidden.weight)
+        weight, bias = contract.of(level)
+        out = (weight @ standardize(hidden).to(hidden.dtype).flatten(1)).unflatten(1, (b, n))
+        shift = weight.sum(1)[:, None, None] * norm_hidden.bias + bias[..., None]
+        return torch.addcmul(share * shift, out, share * norm_hidden.weight)
 
 
 def standardize(x):
@@ -209,45 +205,48 @@ class ConsensusAttention(nn.Module):
             self.register_buffer("too_far", far & (query > 0), persistent=False)
             self.register_buffer("itself", query == key, persistent=False)
 
-    def forward(self, levels):
-        """(K, d, B, n) -> (K, d, B, n)."""
+    def forward(self, level):
+        """(d, B, n) -> (d, B, n)."""
         agree = self._agree_near if self.radius > 0 else self._agree
-        with without_autocast(levels.device):
-            exact = at_least_float(levels)
-            agreed = torch.stack([agree(level.transpose(0, 1)) for level in exact])
-        return agreed.to(levels.dtype)
+        value = level.transpose(0, 1).contiguous()  # (B, d, n)
+        # The weights of a column sum to 1, so that the mean of all columns passes unchanged. Left
+        # out of the product, it leaves columns that are equal, or nearly so, free of rounding
+        # noise, which the norms over columns would magnify 1 / sqrt(eps) times each.
+        mean = value.mean(2, keepdim=True)
+        return (mean + agree(value, value - mean)).transpose(0, 1)
 
     def _query(self, value):
         if self.temperature is None:
             return value
         return F.normalize(value, dim=1) * (math.sqrt(value.shape[1]) / self.temperature)
 
-    def _key_scale(self, value):
-        """1 / (|L| sqrt(d)): (B, d, n) -> (B, 1, n)."""
-        return (value.square().sum(1, keepdim=True) * value.shape[1]).rsqrt()
+    def _key(self, value):
+        """L / (|L| sqrt(d))."""
+        squares = at_least_float(value).square().sum(1, keepdim=True)
+        return value * (squares * value.shape[1]).rsqrt().to(value.dtype)
 
-    def _agree(self, value):
-        """(B, d, n) -> (d, B, n)."""
+    def _agree(self, value, deviation):
+        """Deviations of columns from their mean, (B, d, n), averaged by the columns' scores."""
         n = value.shape[2]
-        scores = (self._query(value).mT @ value) * self._key_scale(value)  # (B, n, n)
+        scores = self._query(value).mT @ self._key(value)  # (B, n, n)
         if not self.consensus_self:
             itself = torch.eye(n, dtype=torch.bool, device=scores.device)
             scores = scores.masked_fill(itself, SELF_SCORE)
-        return (value @ scores.softmax(-1).mT).transpose(0, 1)
+        return deviation @ scores.softmax(-1).mT
 
-    def _agree_near(self, value):
+    def _agree_near(self, value, deviation):
         """The same within the radius. Square tiles of columns attend to the windows around them:
         the work grows with n, not with n * n."""
         side = math.isqrt(value.shape[2])
-        query, near = self._windows(self._query(value), 0), self._windows(value, self.radius)
-        scale = self._windows(self._key_scale(value), self.radius)
-        scores = (query.mT @ near) * scale  # (B, T, tile * tile, w * w)
+        query = self._windows(self._query(value), 0)
+        key, near = (self._windows(x, self.radius) for x in (self._key(value), deviation))
+        scores = query.mT @ key  # (B, T, tile * tile, w * w)
         if not self.consensus_self:
             scores = scores.masked_fill(self.itself, SELF_SCORE)
         scores = scores.masked_fill(self.too_far, -math.inf)
         agreed = (near @ scores.softmax(-1).mT).flatten(2).mT  # (B, d * tile * tile, T)
         grid = F.fold(agreed, side + self.beyond, self.tile, stride=self.tile)
-        return grid[:, :, :side, :side].flatten(2).transpose(0, 1)
+        return grid[:, :, :side, :side].flatten(2)
 
     def _windows(self, columns, around):
         """(B, c, n) -> (B, T, c, w * w): T tiles, each with `around` columns more on every side."""
@@ -347,55 +346,57 @@ class Agglomerator(nn.Module):
             nn.Linear(s.contr_dim, s.contr_dim), nn.GELU(), nn.Linear(s.contr_dim, s.n_classes)
         )
 
+    def _share(self, weight, level):
+        """A contribution's factor: its learned weight over the number that a level receives."""
+        return weight / (3 if level == self.settings.levels - 1 else 4)
+
     def iterate(self, state, parts, keep, alike=False):
         """One iteration of the column loop, all four contributions from the old state.
 
         Args:
-            state: (k, d, B, n), the k highest levels, all K or at least one more than `keep`.
-            parts: (1, d, B, n), what the tokens send to level 0, the same in every iteration.
+            state: list of the K levels from the bottom, (d, B, n) each. The lowest may be None: of
+                those that are kept and the one below them all must be there.
+            parts: (d, B, n), what level 0 receives from the tokens, the same in every iteration.
             keep: how many of the highest levels are wanted. The head reads the top one alone, and
                 a level depends on one more below it for each iteration that remains.
             alike: the columns of the state are all equal, as they are at first.
 
         Returns:
-            (keep, d, B, n), the new highest levels.
+            The new state, None for levels that are not wanted.
         """
-        levels, k = self.settings.levels, len(state)
-        lowest = levels - keep
-        own = state[k - keep :]
+        top = self.settings.levels - 1
         # The norm of equal columns passes no gradient on, but in floats rounding noise, large.
-        source = state.detach() if alike else state
-        if lowest == 0:
-            below = self.bottom_up(source[:-1], slice(1, levels))
-            below = torch.cat((parts, below.expand(-1, -1, parts.shape[2], -1)))
-        else:
-            below = self.bottom_up(source[k - keep - 1 : -1], slice(lowest, levels))
-        new = self.wl * own + self.wBU * below + self.wA * self.attention(own)
-        if keep == 1:
-            return new / 3
-        above = self.top_down(source[k - keep + 1 :], slice(lowest, levels - 1))
-        return torch.cat(((new[:-1] + self.wTD * above) / 4, new[-1:] / 3))
+        source = [level.detach() for level in state] if alike else state
+        new = [None] * len(state)
+        for k in range(len(state) - keep, len(state)):
+            own = state[k]
+            total = self.bottom_up(source[k - 1], k, self._share(self.wBU, k)) if k else parts
+            if k < top:
+                total = total + self.top_down(source[k + 1], k, self._share(self.wTD, k))
+            total = torch.addcmul(total, own, self._share(self.wl, k))
+            new[k] = torch.addcmul(total, self.attention(own), self._share(self.wA, k))
+        return new
 
     def _loop(self, images, keeps, state=None):
         """The column loop over images.
 
         Args:
             keeps: how many of the highest levels to keep, for every iteration in turn.
-            state: (K, d, B, n) to go on from; None for the initial one, equal in all images.
+            state: list of K levels (d, B, n) to go on from; None for the initial one, equal in all
+                images.
 
         Returns:
-            The states before and after every iteration, a list of (k, d, B, n); the initial one is
-            (K, d, 1, n).
+            The states before and after every iteration; the initial levels are (d, 1, n).
         """
         tokens = self.image_to_tokens(images.to(self.init_levels.dtype))  # (d, B, n)
-        parts = self.bottom_up(tokens[None], slice(0, 1))
+        parts = self.bottom_up(tokens, 0, self._share(self.wBU, 0))
         iterate = self.iterate
         if self.settings.recompute:
             iterate = partial(
                 checkpoint, self.iterate, use_reentrant=False, preserve_rng_state=False
             )
         initial = self.init_levels[:, :, None, None].expand(-1, -1, 1, tokens.shape[2])
-        states = [initial if state is None else state]
+        states = [list(initial) if state is None else state]
         for t, keep in enumerate(keeps):
             states.append(iterate(states[-1], parts, keep, alike=t == 0 and state is None))
         return states
@@ -412,10 +413,9 @@ class Agglomerator(nn.Module):
             (iters + 1, B, n, K, d), the state gone on from first.
         """
         keeps = [self.settings.levels] * (self.settings.n_iters if iters is None else iters)
-        start = None if levels is None else levels.permute(2, 3, 0, 1)
-        first, *others = self._loop(images, keeps, start)
-        first = first.expand(-1, -1, len(images), -1)
-        return torch.stack([first, *others]).permute(0, 3, 4, 1, 2)
+        start = None if levels is None else list(levels.permute(2, 3, 0, 1))
+        states = self._loop(images, keeps, start)
+        return torch.stack([_columns(state, len(images)) for state in states])
 
     def forward(self, images):
         """images (B, n_channels, image_size, image_size) -> embedding (B, contr_dim), unit length.
@@ -431,7 +431,7 @@ class Agglomerator(nn.Module):
         (B, n, K, d)."""
         states = self._loop(images, [self.settings.levels] * self.settings.n_iters)
         embedding = self._embed(states[self.settings.denoise_iter], len(images))
-        return embedding, states[-1].expand(-1, -1, len(images), -1).permute(2, 3, 0, 1)
+        return embedding, _columns(states[-1], len(images))
 
     def _embed(self, state, n_images):
         top = state[-1].expand(-1, n_images, -1).permute(1, 2, 0)  # (B, n, d)
@@ -440,3 +440,8 @@ class Agglomerator(nn.Module):
     def classify(self, images):
         """images (B, n_channels, image_size, image_size) -> logits (B, n_classes)."""
         return self.classification_head_from_contr(self(images))
+
+
+def _columns(state, n_images):
+    """List of K levels (d, B or 1, n) -> (B, n, K, d)."""
+    return torch.stack([level.expand(-1, n_images, -1) for level in state]).permute(2, 3, 0, 1)

@@ -101,7 +101,7 @@ class Loop:
             self.glom = Glom(dim=d, levels=levels, image_size=8, patch_size=1)
         else:
             self.model = Agglomerator(patch_dim=d, levels=levels, iters=iters, **POOLED)
-            self.tokens = torch.randn(1, d, batch_size, 64)
+            self.tokens = torch.randn(d, batch_size, 64)
         self.levels, self.iters = levels, iters
 
     def __call__(self):
@@ -109,11 +109,11 @@ class Loop:
             self.glom(self.images, iters=self.iters).sum().backward()
             return
         with torch.autocast("cpu", torch.bfloat16, enabled=self.side == "bfloat16"):
-            parts = self.model.bottom_up(self.tokens, slice(0, 1))
-            state = self.model.init_levels[:, :, None, None].expand(-1, -1, 1, 64)
+            parts = self.model.bottom_up(self.tokens, 0, self.model.wBU / 4)
+            state = list(self.model.init_levels[:, :, None, None].expand(-1, -1, 1, 64))
             for t in range(self.iters):
                 state = self.model.iterate(state, parts, self.levels, alike=t == 0)
-        state.sum().backward()
+        torch.stack(state).sum().backward()
 
 
 def in_turn(sides, rounds):
