@@ -18,6 +18,7 @@ WRONG_FLAGS = {
     "no such state": (["--denoise_iter=9"], ["--denoise_iter=9", "0 to 4"]),
     "wrong number of classes": (["--n_classes=7"], ["--n_classes=7", "--n_classes=10"]),
     "batch larger than the data": (["--batch_size=2000"], ["--batch_size=2000", "1150"]),
+    "strategy that divides scalars": (["--strategy=fsdp"], ["--strategy=fsdp", "--strategy=ddp"]),
     "nothing to train on": (["--limit_train=0"], ["--limit_train=0"]),
     "folder out of the output folder": (["--exp_name=../up"], ["--exp_name=../up"]),
     "output folder that is a file": (

@@ -220,14 +220,18 @@ def test_convolutions_see_channels_last(kind, n_channels):
     assert layouts and set(layouts) == {1}
 
 
-@pytest.mark.parametrize("flags", [{}, {"local_consensus_radius": 1}, {"levels": 5}], ids=str)
-def test_a_fresh_network_has_no_rounding_noise_to_magnify(flags):
+@pytest.mark.parametrize(
+    "flags", [{}, {"local_consensus_radius": 1}, {"consensus_temperature": 0.05}], ids=str
+)
+@pytest.mark.parametrize("side", [4, 7])
+def test_a_fresh_network_has_no_rounding_noise_to_magnify(flags, side):
     """Its columns start equal; levels that have not heard of the image yet remain so, and norms
     over columns would make signals of their rounding errors."""
     torch.manual_seed(0)
-    model = Agglomerator(**SMALL | {"head": "grid", "levels": 4} | flags)
+    flags = flags | {"levels": 5, "head": "grid", "image_size": 4 * side, "conv_image_size": side}
+    model = Agglomerator(**SMALL | flags)
     exact = copy.deepcopy(model).double()
-    images = torch.randn(6, model.settings.n_channels, *[model.settings.image_size] * 2)
+    images = torch.randn(6, 3, 4 * side, 4 * side)
     labels = torch.tensor([0, 1, 2]).repeat(2)
 
     embedded, expected = model(images), exact(images.double())
@@ -240,7 +244,12 @@ def test_a_fresh_network_has_no_rounding_noise_to_magnify(flags):
     assert distance(found, wanted) < 1e-3
 
     with torch.autocast("cpu", torch.bfloat16):
+        states = model.states(images)
         assert distance(model(images), expected) < 0.2
+    assert states.dtype == torch.float32
+    for level in range(5):
+        for state in states[: level + 1, :, :, level]:
+            torch.testing.assert_close(state, state[:, :1].expand_as(state), rtol=0, atol=1e-6)
 
 
 def test_dropout_acts_in_training_alone():

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.strategies import FSDPStrategy
 
 from agglomerator.islands_pictures import Album, animate, kept_arrays
 from agglomerator.islands_window import is_there_a_screen
@@ -50,9 +49,6 @@ class IslandsView(Callback):
 
     def setup(self, trainer, module, stage):
         self.on = trainer.is_global_zero
-        if self.on and isinstance(trainer.strategy, FSDPStrategy):
-            say("--plot_islands: not while the weights lie in pieces (fsdp); --mode=islands after.")
-            self.on = False
 
     def on_train_start(self, trainer, module):
         self.began = self.drawn_at = time.perf_counter()

@@ -5,7 +5,9 @@ relationships in neural networks", CVPR 2022, arXiv 2203.03282; Hinton, "How to 
 hierarchies in a neural network", arXiv 2102.12627. Read it from top to bottom.
 
 Shapes: B images, G cells on a side of the tokenizer's grid, p cells on a side of a patch,
-S = G / p columns on a side, n = S * S columns (row-major), K levels of width d.
+S = G / p columns on a side, n = S * S columns (row-major), K levels of width d. In the loop a state
+is a list of its levels from the bottom: (d, B, n), or (d, 1, n) of those that have not heard of the
+images yet.
 Parameters bear the names of the published state dict, so that published weights load as they are.
 """
 
@@ -18,7 +20,7 @@ from einops.layers.torch import Rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from agglomerator.processes import BatchNorm2d, at_least_float
+from agglomerator.processes import BatchNorm2d, at_least_float, without_autocast
 from agglomerator.settings import Settings
 
 SELF_SCORE = -5e-4
@@ -165,8 +167,8 @@ class ColumnNet(nn.Module):
         _, norm, expand, activation, norm_hidden, contract = self.net
         b, n = x.shape[1:]
         hidden = activation(expand(norm(x).flatten(1), level)).unflatten(1, (b, n))  # (4d, B, n)
-        # Scale and shift of a column commute with the linear map over channels: done after it,
-        # they touch a quarter of the numbers.
+        # Scale and shift of a column, and the share, commute with the linear map over channels:
+        # done after it, in one step, they touch a quarter of the numbers.
         weight, bias = contract.of(level)
         out = (weight @ standardize(hidden).to(hidden.dtype).flatten(1)).unflatten(1, (b, n))
         shift = weight.sum(1)[:, None, None] * norm_hidden.bias + bias[..., None]
@@ -211,7 +213,7 @@ class ConsensusAttention(nn.Module):
         value = level.transpose(0, 1).contiguous()  # (B, d, n)
         # The weights of a column sum to 1, so that the mean of all columns passes unchanged. Left
         # out of the product, it leaves columns that are equal, or nearly so, free of rounding
-        # noise, which the norms over columns would magnify 1 / sqrt(eps) times each.
+        # noise, which each norm over columns would magnify, by up to 1 / sqrt(eps).
         mean = value.mean(2, keepdim=True)
         return (mean + agree(value, value - mean)).transpose(0, 1)
 
@@ -222,17 +224,29 @@ class ConsensusAttention(nn.Module):
 
     def _key(self, value):
         """L / (|L| sqrt(d))."""
-        squares = at_least_float(value).square().sum(1, keepdim=True)
-        return value * (squares * value.shape[1]).rsqrt().to(value.dtype)
+        wide = at_least_float(value)
+        squares = wide.square().sum(1, keepdim=True)
+        return (wide * (squares * value.shape[1]).rsqrt()).to(value.dtype)
+
+    def _scores(self, query, key):
+        """(..., d, n), (..., d, m) -> (..., n, m)."""
+        if self.temperature is None:
+            return query.mT @ key
+        with without_autocast(query.device):  # a low temperature magnifies rounding errors
+            return at_least_float(query).mT @ at_least_float(key)
+
+    def _means(self, deviation, scores):
+        """(..., d, m), (..., n, m) -> (..., d, n): means by softmax of the scores."""
+        return deviation @ scores.softmax(-1).to(deviation.dtype).mT
 
     def _agree(self, value, deviation):
-        """Deviations of columns from their mean, (B, d, n), averaged by the columns' scores."""
+        """Means of the columns' deviations by their scores: (B, d, n), (B, d, n) -> (B, d, n)."""
         n = value.shape[2]
-        scores = self._query(value).mT @ self._key(value)  # (B, n, n)
+        scores = self._scores(self._query(value), self._key(value))  # (B, n, n)
         if not self.consensus_self:
             itself = torch.eye(n, dtype=torch.bool, device=scores.device)
             scores = scores.masked_fill(itself, SELF_SCORE)
-        return deviation @ scores.softmax(-1).mT
+        return self._means(deviation, scores)
 
     def _agree_near(self, value, deviation):
         """The same within the radius. Square tiles of columns attend to the windows around them:
@@ -240,11 +254,11 @@ class ConsensusAttention(nn.Module):
         side = math.isqrt(value.shape[2])
         query = self._windows(self._query(value), 0)
         key, near = (self._windows(x, self.radius) for x in (self._key(value), deviation))
-        scores = query.mT @ key  # (B, T, tile * tile, w * w)
+        scores = self._scores(query, key)  # (B, T, tile * tile, w * w)
         if not self.consensus_self:
             scores = scores.masked_fill(self.itself, SELF_SCORE)
         scores = scores.masked_fill(self.too_far, -math.inf)
-        agreed = (near @ scores.softmax(-1).mT).flatten(2).mT  # (B, d * tile * tile, T)
+        agreed = self._means(near, scores).flatten(2).mT  # (B, d * tile * tile, T)
         grid = F.fold(agreed, side + self.beyond, self.tile, stride=self.tile)
         return grid[:, :, :side, :side].flatten(2)
 
@@ -298,6 +312,11 @@ def contrastive_head(kind, n_columns, d, contr_dim, dropout, side):
     )
 
 
+def _columns(state, n_images):
+    """List of K levels -> (B, n, K, d)."""
+    return torch.stack([level.expand(-1, n_images, -1) for level in state]).permute(2, 3, 0, 1)
+
+
 class Agglomerator(nn.Module):
     """Images -> columns of levels that come to agree -> embedding -> classes.
 
@@ -347,28 +366,27 @@ class Agglomerator(nn.Module):
         )
 
     def _share(self, weight, level):
-        """A contribution's factor: its learned weight over the number that a level receives."""
+        """A contribution's factor: its learned weight over how many the level receives."""
         return weight / (3 if level == self.settings.levels - 1 else 4)
 
     def iterate(self, state, parts, keep, alike=False):
         """One iteration of the column loop, all four contributions from the old state.
 
         Args:
-            state: list of the K levels from the bottom, (d, B, n) each. The lowest may be None: of
-                those that are kept and the one below them all must be there.
+            state: list of K levels. Those that are kept and the one below them are read.
             parts: (d, B, n), what level 0 receives from the tokens, the same in every iteration.
             keep: how many of the highest levels are wanted. The head reads the top one alone, and
                 a level depends on one more below it for each iteration that remains.
             alike: the columns of the state are all equal, as they are at first.
 
         Returns:
-            The new state, None for levels that are not wanted.
+            The new state, with None for levels that are not kept.
         """
-        top = self.settings.levels - 1
+        top = len(state) - 1
         # The norm of equal columns passes no gradient on, but in floats rounding noise, large.
         source = [level.detach() for level in state] if alike else state
         new = [None] * len(state)
-        for k in range(len(state) - keep, len(state)):
+        for k in range(top + 1 - keep, top + 1):
             own = state[k]
             total = self.bottom_up(source[k - 1], k, self._share(self.wBU, k)) if k else parts
             if k < top:
@@ -382,11 +400,10 @@ class Agglomerator(nn.Module):
 
         Args:
             keeps: how many of the highest levels to keep, for every iteration in turn.
-            state: list of K levels (d, B, n) to go on from; None for the initial one, equal in all
-                images.
+            state: list of K levels to go on from; None for the initial one.
 
         Returns:
-            The states before and after every iteration; the initial levels are (d, 1, n).
+            The states before and after every iteration.
         """
         tokens = self.image_to_tokens(images.to(self.init_levels.dtype))  # (d, B, n)
         parts = self.bottom_up(tokens, 0, self._share(self.wBU, 0))
@@ -440,8 +457,3 @@ class Agglomerator(nn.Module):
     def classify(self, images):
         """images (B, n_channels, image_size, image_size) -> logits (B, n_classes)."""
         return self.classification_head_from_contr(self(images))
-
-
-def _columns(state, n_images):
-    """List of K levels (d, B or 1, n) -> (B, n, K, d)."""
-    return torch.stack([level.expand(-1, n_images, -1) for level in state]).permute(2, 3, 0, 1)

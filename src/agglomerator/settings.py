@@ -329,9 +329,7 @@ class Settings:
         None,
         "Lightning's word for the devices (auto, 2, '0,3'); overrides num_gpus.",
     )
-    strategy: str = setting(
-        "machine", "auto", "Lightning's word for the strategy: auto, ddp, fsdp, ..."
-    )
+    strategy: str = setting("machine", "auto", "Lightning's word for the strategy: auto, ddp, ...")
     precision: str = setting(
         "machine", "32-true", "Lightning's word for the arithmetic: 32-true, bf16-mixed, ..."
     )

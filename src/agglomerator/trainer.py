@@ -15,7 +15,7 @@ from lightning_fabric.strategies.launchers import subprocess_script
 from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
-from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, StrategyRegistry
+from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from agglomerator.finite import StopUnlessFinite
@@ -52,6 +52,11 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
         devices = s.num_gpus if gpus else 1
         if gpus and devices > gpus:
             raise UserError(f"--num_gpus={devices}: this machine has {gpus}; use fewer.")
+    if "fsdp" in s.strategy:
+        raise UserError(
+            f"--strategy={s.strategy}: FSDP does not divide scalars, as the four weights of the "
+            "contributions are; use --strategy=ddp."
+        )
     prepare_strategies(s.blind)
     if training and s.precision == "16-true":
         raise UserError(
@@ -89,11 +94,6 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
             f"--accelerator={s.accelerator} --precision={s.precision} --strategy={s.strategy} "
             f"--devices={s.devices}: {reason}"
         ) from None
-    if training and s.optimizer == "muon" and isinstance(trainer.strategy, FSDPStrategy):
-        raise UserError(
-            f"--optimizer=muon --strategy={s.strategy}: Muon needs whole matrices, which FSDP "
-            "divides among processes; use --optimizer=adamw, or --strategy=ddp."
-        )
     if not trainer.precision.startswith(s.precision):
         say(f"--precision={s.precision}: this device computes in {trainer.precision}.")
     return trainer
@@ -107,9 +107,8 @@ def prepare_strategies(blind):
     """
     for entry in StrategyRegistry.values():
         options = entry["init_params"]
-        if entry["strategy"] in (DDPStrategy, FSDPStrategy):
-            options["timeout"] = TIMEOUT
         if entry["strategy"] is DDPStrategy:
+            options["timeout"] = TIMEOUT
             # Batch norm is the same in all processes; the sums of classes are of each its own.
             options["broadcast_buffers"] = False
             if "find_unused_parameters" not in entry["strategy_name"]:
