@@ -358,6 +358,7 @@ class Settings:
         self._check_grid()
         self._check_tokenizer()
         self._check_state()
+        self._check_strategy()
 
     def _check_value(self, option):
         value = getattr(self, option.name)
@@ -417,6 +418,13 @@ class Settings:
             raise UserError(
                 f"--denoise_iter={self.denoise_iter}: {self.n_iters} iterations make the states "
                 f"0 to {self.n_iters}; use one of these, or -1 to -{n_states} counted from the end."
+            )
+
+    def _check_strategy(self):
+        if "fsdp" in self.strategy:
+            raise UserError(
+                f"--strategy={self.strategy}: FSDP does not divide scalars, as the four weights of "
+                "the contributions are; use --strategy=ddp."
             )
 
     @property

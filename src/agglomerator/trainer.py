@@ -52,11 +52,6 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
         devices = s.num_gpus if gpus else 1
         if gpus and devices > gpus:
             raise UserError(f"--num_gpus={devices}: this machine has {gpus}; use fewer.")
-    if "fsdp" in s.strategy:
-        raise UserError(
-            f"--strategy={s.strategy}: FSDP does not divide scalars, as the four weights of the "
-            "contributions are; use --strategy=ddp."
-        )
     prepare_strategies(s.blind)
     if training and s.precision == "16-true":
         raise UserError(
