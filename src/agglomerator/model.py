@@ -235,18 +235,22 @@ class ConsensusAttention(nn.Module):
         with without_autocast(query.device):  # a low temperature magnifies rounding errors
             return at_least_float(query).mT @ at_least_float(key)
 
-    def _means(self, deviation, scores):
-        """(..., d, m), (..., n, m) -> (..., d, n): means by softmax of the scores."""
+    def _attend(self, query, key, deviation, itself, too_far=None):
+        """Means of the columns' deviations by softmax of their scores.
+
+        (..., d, n), (..., d, m), (..., d, m), masks (..., n, m) -> (..., d, n).
+        """
+        scores = self._scores(query, key)
+        if not self.consensus_self:
+            scores = scores.masked_fill(itself, SELF_SCORE)
+        if too_far is not None:
+            scores = scores.masked_fill(too_far, -math.inf)
         return deviation @ scores.softmax(-1).to(deviation.dtype).mT
 
     def _agree(self, value, deviation):
-        """Means of the columns' deviations by their scores: (B, d, n), (B, d, n) -> (B, d, n)."""
-        n = value.shape[2]
-        scores = self._scores(self._query(value), self._key(value))  # (B, n, n)
-        if not self.consensus_self:
-            itself = torch.eye(n, dtype=torch.bool, device=scores.device)
-            scores = scores.masked_fill(itself, SELF_SCORE)
-        return self._means(deviation, scores)
+        """Every column attends to all: (B, d, n), (B, d, n) -> (B, d, n)."""
+        itself = torch.eye(value.shape[2], dtype=torch.bool, device=value.device)
+        return self._attend(self._query(value), self._key(value), deviation, itself)
 
     def _agree_near(self, value, deviation):
         """The same within the radius. Square tiles of columns attend to the windows around them:
@@ -254,12 +258,9 @@ class ConsensusAttention(nn.Module):
         side = math.isqrt(value.shape[2])
         query = self._windows(self._query(value), 0)
         key, near = (self._windows(x, self.radius) for x in (self._key(value), deviation))
-        scores = self._scores(query, key)  # (B, T, tile * tile, w * w)
-        if not self.consensus_self:
-            scores = scores.masked_fill(self.itself, SELF_SCORE)
-        scores = scores.masked_fill(self.too_far, -math.inf)
-        agreed = self._means(near, scores).flatten(2).mT  # (B, d * tile * tile, T)
-        grid = F.fold(agreed, side + self.beyond, self.tile, stride=self.tile)
+        agreed = self._attend(query, key, near, self.itself, self.too_far)
+        tiles = agreed.flatten(2).mT  # (B, d * tile * tile, T)
+        grid = F.fold(tiles, side + self.beyond, self.tile, stride=self.tile)
         return grid[:, :, :side, :side].flatten(2)
 
     def _windows(self, columns, around):
