@@ -15,11 +15,13 @@ from pathlib import Path
 import torch
 from torch import serialization
 
+from agglomerator.data import sets
 from agglomerator.data.folder import memory
 from agglomerator.model import Agglomerator
-from agglomerator.settings import FIELDS, INPUT_SETTINGS, MODEL_SETTINGS, UserError
+from agglomerator.settings import FIELDS, INPUT_SETTINGS, MODEL_SETTINGS, SPLIT_SETTINGS, UserError
 
 PREFIX = "model."
+CLASSIFIER = "classification_head_from_contr."
 
 # Networks that come with the project: `pretrained:NAME` is NAME.ckpt in this folder.
 SHELF, ON_SHELF = Path(__file__).parent / "pretrained", "pretrained:"
@@ -57,6 +59,9 @@ class Checkpoint:
         epochs, step: epochs and optimizer steps done.
         resumable: it holds what a training goes on with, not weights alone.
         began_from: `fingerprint` of the weights from which its training began, where it tells.
+        class_names: of its classes in the order of labels, a tuple; None where it does not tell.
+        split_seed: which of its training images were held out; None where it does not tell.
+        training_images: what tells them from others; None where it does not tell.
     """
 
     name: str
@@ -68,6 +73,9 @@ class Checkpoint:
     step: int
     resumable: bool
     began_from: object
+    class_names: tuple | None
+    split_seed: int | None
+    training_images: str | None
 
 
 def read(path):
@@ -116,7 +124,25 @@ def read(path):
         step=step if isinstance(step, int) else 0,
         resumable=content.keys() >= {"optimizer_states", "lr_schedulers", "loops"},
         began_from=content.get("began_from"),
+        **_data_of(stored, shown["n_classes"]),
     )
+
+
+def _data_of(stored, n_classes):
+    """What hyper parameters tell of the data; older checkpoints tell the name of the data set,
+    which says it all but of a folder."""
+    names, dataset = stored.get("class_names"), stored.get("dataset")
+    seed, images = stored.get("split_seed", stored.get("seed")), stored.get("training_images")
+    entry = sets.DATA_SETS.get(dataset) if isinstance(dataset, str) else None
+    if entry is not None and entry.classes is not None:
+        names = entry.classes if names is None else names
+        images = dataset if images is None else images
+    named = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return {
+        "class_names": tuple(names) if named and len(set(names)) == n_classes else None,
+        "split_seed": seed if type(seed) is int and 0 <= seed < 2**32 else None,
+        "training_images": images if isinstance(images, str) else None,
+    }
 
 
 def fingerprint(weights):
@@ -145,7 +171,8 @@ def shelve(source, target):
         target: file to write, a fifth or less in size.
     """
     content = torch.load(source, map_location="cpu", weights_only=True)
-    described = (*MODEL_SETTINGS, *INPUT_SETTINGS, "normalization", "stage")
+    described = (*MODEL_SETTINGS, *INPUT_SETTINGS, *SPLIT_SETTINGS, "normalization", "stage")
+    described += ("class_names", "split_seed", "training_images")
     stored = content["hyper_parameters"]
     weights = {
         name: value.half() if value.is_floating_point() and value.dim() > 1 else value
@@ -256,11 +283,12 @@ def check_size(settings):
         )
 
 
-def build(checkpoint, **flags):
+def build(checkpoint, new_classes=None, **flags):
     """The network of a checkpoint with its weights, in evaluation mode.
 
     Args:
         checkpoint: what `read` returned.
+        new_classes: how many classes a new classifier tells; None for the checkpoint's own.
         **flags: settings that win over those of the checkpoint.
 
     Raises:
@@ -300,8 +328,12 @@ def build(checkpoint, **flags):
     ]
     if problems:
         raise UserError(f"{where}: its weights do not fit the network: {sorted(problems)[0]}.")
+    weights = checkpoint.weights
+    if new_classes is not None:
+        settings |= {"n_classes": new_classes}
+        weights = {name: w for name, w in weights.items() if not name.startswith(CLASSIFIER)}
     model = Agglomerator(**settings)
-    model.load_state_dict(checkpoint.weights)
+    model.load_state_dict(weights, strict=new_classes is None)
     return model.eval()
 
 
@@ -329,7 +361,7 @@ def complete(settings, given, checkpoint):
         given: names of the settings that the user gave.
         checkpoint: what `read` returned.
     """
-    wanted = (*MODEL_SETTINGS, *INPUT_SETTINGS)
+    wanted = (*MODEL_SETTINGS, *INPUT_SETTINGS, "seed")
     taken = {
         name: value
         for name, value in checkpoint.settings.items()

@@ -20,7 +20,8 @@ from einops.layers.torch import Rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from agglomerator.processes import BatchNorm2d, at_least_float, without_autocast
+from agglomerator.precision import at_least_float, without_autocast
+from agglomerator.processes import BatchNorm2d
 from agglomerator.settings import Settings
 
 SELF_SCORE = -5e-4

@@ -105,7 +105,7 @@ def write_test(folder, stage, record, confusion, classes):
     return paths
 
 
-def record_of(settings, stage, checkpoint, loss, top5, confusion, classes):
+def record_of(settings, stage, checkpoint, loss, top5, confusion, classes, classified_by):
     """The figures of a test as a dictionary."""
     counts = confusion.sum(1)
     correct = confusion.diagonal()
@@ -114,7 +114,7 @@ def record_of(settings, stage, checkpoint, loss, top5, confusion, classes):
         "dataset": settings.dataset,
         "stage": stage,
         "checkpoint": checkpoint,
-        "classified_by": classified_by(stage),
+        "classified_by": classified_by,
         "test_time_flip": settings.test_time_flip,
         "images": int(counts.sum()),
         "loss": loss,
@@ -130,11 +130,6 @@ def record_of(settings, stage, checkpoint, loss, top5, confusion, classes):
     }
     record["confusion_matrix"] = confusion.tolist()
     return record
-
-
-def classified_by(stage):
-    """What names the class of an image after a stage."""
-    return "nearest class mean" if stage == "contrastive" else "classifier"
 
 
 def draw_confusion(confusion, classes, record):

@@ -30,6 +30,7 @@ from agglomerator.islands import MASKS
 from agglomerator.islands_pictures import Album
 from agglomerator.islands_view import samples
 from agglomerator.model import Agglomerator
+from agglomerator.plan import resolve
 from agglomerator.record import hold, recorded
 from agglomerator.report import command, run_folder, say
 from agglomerator.resume import (
@@ -166,7 +167,8 @@ def train(settings, given, advise=True):
             f"--load_checkpoint_dir, as {folder / 'checkpoints' / 'best.ckpt'}, or let everything "
             "learn by --finetune."
         )
-    settings, model = network(settings, given, start)
+    plan, model = network(settings, given, start, "train")
+    settings = plan.settings
     if settings.compile:
         compile_network(model, settings)
     signals = StopSignals()
@@ -176,7 +178,7 @@ def train(settings, given, advise=True):
     trainer = build_trainer(settings, stage, [best, last] if settings.limit_val else [last])
     if trainer.is_global_zero:
         hold(folder, stage)
-    data = load_data(settings)
+    data = load_data(plan)
     data.check_batch_size(trainer.world_size)
     module = Stage(model, settings, data)
     going_on = settings.resume_training and start is not None and start.stage == stage
@@ -198,10 +200,12 @@ def train(settings, given, advise=True):
             flags.write(settings, file)
         if going_on:
             keep_metrics(metrics, start.step)
-    steps = len(data.train) // settings.batch_size // trainer.world_size
+    counts = {name: data.images_an_epoch(name, trainer.world_size) for name in ("train", "val")}
+    steps = counts["train"] // settings.batch_size // trainer.world_size
     trainer.log_every_n_steps = max(1, min(10, steps))
     say(
-        f"{settings.dataset}: {len(data.train)} images to train on, {len(data.val)} to validate; "
+        f"{settings.dataset}: {part_of(counts['train'], len(data.train))} images to train on, "
+        f"{part_of(counts['val'], len(data.val))} to validate; "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters; "
         f"on {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}"
         f" x {trainer.world_size}; {settings.max_epochs} epochs, learning rate up to "
@@ -320,22 +324,23 @@ def test(settings, given):
         say(f"{start.name} was trained on {trained_on}, not on {settings.dataset}.")
     settings = as_trained(settings, start)
     stage = stage_of(settings)
-    splits = ("train", "test") if stage == "contrastive" else ("test",)
-    settings, module, data, folder = opened(settings, given, start, f"test_{stage}", splits)
+    settings, module, data, folder = opened(settings, given, start, "test")
     trainer = build_trainer(settings, stage, logs=settings.plot_islands)
     if stage == "contrastive":
         say("Stage one: classes by the nearest mean of the training images.")
-        trainer.limit_predict_batches = settings.limit_train
-        module.set_class_means(*embed(trainer, module, data, data.train))
+        tell_limits(data, "train")
+        module.metrics.class_means.update(*embed(trainer, module, data, data.limited("train")))
+    tell_limits(data, "test")
     trainer.test(module, datamodule=data, verbose=False)
     record = report.record_of(
         settings,
         stage,
         start.name,
         float(trainer.callback_metrics["test_loss"]),
-        float(module.top5.compute()),
-        module.confusion.compute().cpu().numpy(),
+        float(module.metrics.top5.compute()),
+        module.metrics.confusion.compute().cpu().numpy(),
         data.classes,
+        module.classified_by,
     )
     seed = start.settings.get("seed", settings.seed)
     record["islands"] = island_scores(trainer, module, data, settings.replace(seed=seed))
@@ -362,7 +367,7 @@ def island_scores(trainer, module, data, settings):
         device = trainer.strategy.root_device
         rows = islands_baselines.compare(module.model, data, settings, device, found["images"])
     else:
-        levels = enumerate(module.islands.compute())
+        levels = enumerate(module.metrics.islands.compute())
         rows = [{"of": f"level {level}", **scores} for level, scores in levels]
     return found | {"rows": rows}
 
@@ -377,12 +382,13 @@ def freeze(settings, given):
     settings, module, data, folder = opened(settings, given, start, "freeze")
     trainer = build_trainer(settings, stage, logs=False)
     for name in ("train", "val", "test"):
-        embedding, labels = embed(trainer, module, data, getattr(data, name))
+        tell_limits(data, name)
+        embedding, labels = embed(trainer, module, data, data.limited(name))
         save_array(folder / f"features_{name}.npy", embedding.numpy())
         save_array(folder / f"labels_{name}.npy", labels.numpy())
         say(f"{folder}/features_{name}.npy  {tuple(embedding.shape)}, labels_{name}.npy")
-        if name == "train" and stage == "contrastive":
-            module.set_class_means(embedding, labels)
+        if name == "train" and module.by_class_means:
+            module.metrics.class_means.update(embedding, labels)
     if not embedding.isfinite().all():
         raise UserError(
             f"{start.name}: its embedding is not finite, and cannot be drawn or scored."
@@ -390,7 +396,7 @@ def freeze(settings, given):
     with torch.no_grad():
         predicted = module.logits(embedding.to(module.model.wl)).argmax(1).cpu()
     arrays = embedding.numpy(), labels.numpy(), predicted.numpy()
-    record = meaning.record_of(settings, stage, start.name, *arrays, data)
+    record = meaning.record_of(settings, stage, start.name, *arrays, data, module.classified_by)
     points, figures = meaning_pictures.draw(*arrays[:2], record["scores"], settings, data)
     say("\n".join(meaning.lines_of(record)))
     paths = meaning_pictures.write(folder, record, figures)
@@ -416,12 +422,13 @@ def as_trained(settings, start):
 def islands(settings, given):
     """Draw the islands of a checkpoint's network, of test images or of the user's own."""
     start = checkpoint_needed(settings)
-    settings, model = network(settings, given, start)
+    plan, model = network(settings, given, start, "islands")
+    settings = plan.settings
     folder = run_folder(settings) / "islands"
     hold(folder.parent, "islands")
     album = Album(folder, settings.island_threshold)
     if settings.images is None:
-        data = load_data(settings)
+        data = load_data(plan)
         images, labels = samples(data.test, len(data.classes))
         of_test = data.crop(images), [data.classes[label] for label in labels]
         pages, kind, subject = [of_test], "test", f"{settings.dataset}, test images"
@@ -437,19 +444,35 @@ def islands(settings, given):
         say("Written: " + ", ".join(map(str, paths)))
 
 
-def opened(settings, given, start, what, splits=("train", "val", "test")):
+def opened(settings, given, start, use):
     """What test and freeze begin with: settings, module, data, and the run's folder, held against
-    others that do the same. A training may run beside them. `splits` names the images they need."""
-    settings, model = network(settings, given, start)
+    others that do the same. A training may run beside them."""
+    plan, model = network(settings, given, start, use)
+    settings = plan.settings
     folder = run_folder(settings)
-    hold(folder, what)
-    data = load_data(settings)
-    data.check_limits(splits=splits)
-    return settings, Stage(model, settings, data), data, folder
+    hold(folder, use if use == "freeze" else f"{use}_{stage_of(settings)}")
+    data = load_data(plan)
+    return settings, Stage(model, settings, data, plan.own_classifier), data, folder
+
+
+def part_of(n, whole):
+    return str(n) if n == whole else f"{n} of {whole}"
+
+
+def tell_limits(data, name):
+    """Say which part of a split --limit_train, --limit_val or --limit_test leaves."""
+    kept, whole = len(data.limited(name)), len(data.whole(name))
+    if kept < whole:
+        s = data.settings
+        limit = getattr(s, f"limit_{name}")
+        kind = {"train": "training", "val": "validation", "test": "test"}[name]
+        say(f"--limit_{name}={limit}: {kept} of {whole} {kind} images, drawn by --seed={s.seed}.")
 
 
 def embed(trainer, module, data, subset):
     """Embeddings (N, contr_dim) and labels (N,) of a subset, in its order, on the CPU."""
+    if not len(subset):
+        return torch.empty(0, data.settings.contr_dim), torch.empty(0, dtype=torch.int64)
     data.trainer = trainer
     batches = trainer.predict(module, data.in_order(subset))
     embedding, labels = zip(*batches, strict=True)
@@ -498,16 +521,17 @@ def checkpoint_needed(settings):
     return checkpoints.read(settings.load_checkpoint_dir)
 
 
-def network(settings, given, checkpoint):
-    """The settings, completed from the checkpoint, and the network with its weights if any."""
+def network(settings, given, start, use):
+    """The `Plan` of a run and its network, with the weights of the checkpoint if there is one."""
     pl.seed_everything(settings.seed, workers=True, verbose=False)
-    if checkpoint is None:
-        settings = sets.complete(settings, given)
-        checkpoints.check_size(settings)
-        return settings, Agglomerator(**dataclasses.asdict(settings))
-    settings = checkpoints.complete(settings, given, checkpoint)
-    wanted = {name: getattr(settings, name) for name in (*MODEL_SETTINGS, *INPUT_SETTINGS)}
-    return settings, checkpoints.build(checkpoint, **wanted)
+    plan = resolve(settings, given, start, use)
+    if start is None:
+        checkpoints.check_size(plan.settings)
+        return plan, Agglomerator(**dataclasses.asdict(plan.settings))
+    wanted = {name: getattr(plan.settings, name) for name in (*MODEL_SETTINGS, *INPUT_SETTINGS)}
+    n_classes = wanted.pop("n_classes")
+    new = use == "train" and not plan.own_classifier
+    return plan, checkpoints.build(start, n_classes if new else None, **wanted)
 
 
 def compile_network(model, settings):
@@ -527,9 +551,9 @@ def compile_network(model, settings):
         model.compile()
 
 
-def load_data(settings):
+def load_data(plan):
     """The data of a run, downloaded; the test set is read."""
-    data = Data(settings)
+    data = Data(plan.settings, plan.class_map, plan.split_seed)
     data.prepare_data()
     data.setup()
     return data

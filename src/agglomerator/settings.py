@@ -470,6 +470,7 @@ MODEL_SETTINGS = tuple(
     name for name, option in FIELDS.items() if option.metadata["group"] == "model"
 )
 INPUT_SETTINGS = ("dataset", "image_size", "n_channels", "n_classes", "difficulty", "objects")
+SPLIT_SETTINGS = ("seed", "val_share")
 
 
 def value_types(name):

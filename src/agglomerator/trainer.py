@@ -71,7 +71,6 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
             check_val_every_n_epoch=s.validate_every,
             limit_train_batches=s.limit_train,
             limit_val_batches=s.limit_val,
-            limit_test_batches=s.limit_test,
             num_sanity_val_steps=0,
             log_every_n_steps=10,
             use_distributed_sampler=False,

@@ -1,5 +1,6 @@
 """A folder of images: train/<class>/*, test/<class>/*, and val/<class>/* if there is one."""
 
+import hashlib
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -28,9 +29,18 @@ def folder_of(settings):
     raise UserError(f"--data_dir={root}: {state}; {settings.dataset} takes images from {LAYOUT}.")
 
 
-def count_classes(settings):
-    """Number of classes: of the folders in train/."""
-    return len(_listing(folder_of(settings) / "train")[0])
+def class_names(settings):
+    """Names of the classes: of the folders in train/, sorted."""
+    return _listing(folder_of(settings) / "train")[0]
+
+
+def fingerprint(settings):
+    """What the names of all training images, below train/, hash to."""
+    folder = folder_of(settings) / "train"
+    digest = hashlib.sha256()
+    for path in _listing(folder)[1]:
+        digest.update(os.fsencode(path[len(str(folder)) :]) + b"\0")
+    return digest.hexdigest()
 
 
 def read_folder(settings, split, size):
