@@ -328,6 +328,11 @@ def test(settings, given):
         trainer.limit_predict_batches = settings.limit_train
         module.set_class_means(*embed(trainer, module, data, data.train))
     trainer.test(module, datamodule=data, verbose=False)
+    if not trainer.callback_metrics["test_loss"].isfinite():
+        raise UserError(
+            f"{start.name}: its results on these images are not finite, and tell no class"
+            f"{'' if settings.precision == '32-true' else '; use --precision=32-true'}."
+        )
     record = report.record_of(
         settings,
         stage,
