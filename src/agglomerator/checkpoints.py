@@ -2,7 +2,7 @@
 
 A checkpoint of this project is Lightning's, with the settings under `hyper_parameters`. A published
 one (Lightning 1.5, torch 1.10) holds the same tensors by the same names, and beside them pickled
-internals of its scheduler, which are passed over.
+internals of its scheduler, which are passed over. A plain state dict tells what its shapes show.
 """
 
 import dataclasses

@@ -54,10 +54,13 @@ def load(path, where):
         the metadata tell.
 
     Raises:
-        UserError: it is of another kind or damaged, or it carries code.
+        UserError: it cannot be read, is of another kind or damaged, or carries code.
     """
-    with path.open("rb") as file:
-        head = file.read(9)
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise UserError(f"{where}: cannot be read ({error.strerror}).") from None
     try:
         if head.startswith(ARCHIVE):
             return _load_archive(path, where)

@@ -66,8 +66,8 @@ class Settings:
     load_checkpoint_dir: str | None = setting(
         "run",
         None,
-        "Checkpoint to start from: path of this project's or of a published one, or "
-        "pretrained:NAME, a network that comes with the project.",
+        "Checkpoint to start from: path of this project's or of a published one, of a state dict "
+        "(torch.save, safetensors), or pretrained:NAME, a network that comes with the project.",
     )
     resume_training: bool = setting(
         "run",
