@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import random
 import resource
@@ -12,11 +13,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from conftest import ENVIRONMENT, ROOT, SMALL, run_program, small_run
 from PIL import Image
 
+from agglomerator import meaning_pictures, record, report
 from agglomerator.resume import keep_metrics
 
 SIGNALS = [signal.SIGKILL] * 3 + [signal.SIGTERM] * 2 + [signal.SIGINT, signal.SIGUSR1]
@@ -320,3 +323,19 @@ def test_metrics_are_kept_up_to_a_step_whatever_the_last_line(tmp_path, torn):
     path.write_text("epoch,lo")
     keep_metrics(path, 10)
     assert not path.exists()
+
+
+def test_json_has_null_for_what_is_not_known(tmp_path):
+    """NaN and Infinity, which Python would write, are no JSON."""
+    unknown = {"a": np.nan, "b": [1.5, (np.float64("inf"), -math.inf)], "c": {"d": math.nan}}
+    known = {"a": None, "b": [1.5, [None, None]], "c": {"d": None}}
+    counts = np.array([[1, 0], [0, 1]])
+    shown = {"dataset": "digits", "top1": 1.0, "images": 2}
+    report.write_test(tmp_path, "supervised", unknown | shown, counts, ["0", "1"])
+    meaning_pictures.write(tmp_path, unknown, {})
+    record.write(tmp_path / "run.json", [unknown])
+    wanted = {"test_supervised": known | shown, "meaning": known, "run": [known]}
+    for name, content in wanted.items():
+        assert json.loads((tmp_path / f"{name}.json").read_text(), parse_constant=pytest.fail) == (
+            content
+        )

@@ -2,47 +2,29 @@
 
 A checkpoint of this project is Lightning's, with the settings under `hyper_parameters`. A published
 one (Lightning 1.5, torch 1.10) holds the same tensors by the same names, and beside them pickled
-internals of its scheduler, which are passed over.
+internals of its scheduler, which are passed over. A plain state dict tells what its shapes show.
 """
 
 import dataclasses
 import hashlib
-import math
-import re
-import zipfile
 from pathlib import Path
 
 import torch
-from torch import serialization
 
 from agglomerator.data import sets
 from agglomerator.data.folder import memory
+from agglomerator.formats import DERIVED, check_numbers, load, weights_of
 from agglomerator.model import Agglomerator
 from agglomerator.settings import FIELDS, INPUT_SETTINGS, MODEL_SETTINGS, SPLIT_SETTINGS, UserError
+from agglomerator.shapes import same_mask, shapes_show
 
-PREFIX = "model."
 CLASSIFIER = "classification_head_from_contr."
 
 # Networks that come with the project: `pretrained:NAME` is NAME.ckpt in this folder.
 SHELF, ON_SHELF = Path(__file__).parent / "pretrained", "pretrained:"
 
-# Names that published checkpoints pickle beside their tensors. None of them is needed: an inert
-# object takes the place of each, and any other name is a reason to refuse the file.
-PASSED_OVER = ("builtins.getattr", "torch.optim.", "pytorch_lightning.", "pl_bolts.")
-
-
 # A published checkpoint always brings its own, whatever a config for the same data says.
 PUBLISHED_PARTS = ("head", "tokenizer", "tokenizer_width", "tokenizer_depth")
-
-
-class _Inert:
-    """Takes the place of whatever a pickle names; does nothing with what it is given."""
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __setstate__(self, state):
-        pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,23 +77,20 @@ def read(path):
         raise UserError(f"{where}: is a folder; {way_out}")
     if not path.is_file():
         raise UserError(f"{where}: there is no such file.")
-    content, n_bytes = _load(path, where), path.stat().st_size
-    weights = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not all(
-        isinstance(name, str) and _is_plain(value) for name, value in weights.items()
-    ):
-        raise UserError(f"{where}: holds no state dict of tensors; it is no checkpoint of a model.")
-    # Strides of zero claim a tensor far larger than what the file holds of it.
-    if sum(value.numel() * value.element_size() for value in weights.values()) > n_bytes:
-        raise UserError(f"{where}: claims tensors larger than the file; copy or write it anew.")
-    weights = {name.removeprefix(PREFIX): value for name, value in weights.items()}
+    content = load(path, where)
+    weights = weights_of(content, where, path.stat().st_size)
     stored = content.get("hyper_parameters")
     stored = stored if isinstance(stored, dict) else {}
     settings = {name: value for name, value in stored.items() if name in FIELDS}
     try:
         shown = shapes_show(weights)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     except (KeyError, ValueError, AttributeError, IndexError, ArithmeticError, RuntimeError):
         raise UserError(f"{where}: holds a network, but not an Agglomerator.") from None
+    check_numbers(weights, where)
+    if "pytorch-lightning_version" in content:  # it leaves no buffer out: without a mask, no radius
+        shown.setdefault("local_consensus_radius", 0)
     epoch, step = content.get("epoch"), content.get("global_step")
     epochs = content.get("epochs_done", epoch + 1 if isinstance(epoch, int) else 0)
     return Checkpoint(
@@ -183,90 +162,6 @@ def shelve(source, target):
     torch.save(kept | {"state_dict": weights, "hyper_parameters": stored}, target)
 
 
-def _is_plain(value):
-    """Whether it is a tensor of real numbers, one beside the other."""
-    return (
-        isinstance(value, torch.Tensor)
-        and not (value.is_nested or value.is_quantized or value.is_complex() or value.is_meta)
-        and value.layout is torch.strided
-    )
-
-
-def _load(path, where):
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{where}: is cut short or no checkpoint at all; copy or write it anew.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            # PyTorch packs nothing; what is packed can unpack to more than the memory.
-            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
-            if packed or archive.testzip() is not None:
-                raise zipfile.BadZipFile
-        foreign = serialization.get_unsafe_globals_in_checkpoint(path)
-        refused = [name for name in foreign if not name.startswith(PASSED_OVER)]
-        if refused:
-            raise UserError(
-                f"{where}: carries code ({', '.join(sorted(refused)[:3])}), which a checkpoint has "
-                "no need of; refused, nothing of it was run."
-            )
-        inert = [(_Inert, name) for name in foreign]
-        with serialization.safe_globals(inert):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except Exception:  # damaged archives and pickles raise anything
-        raise UserError(f"{where}: is damaged or no checkpoint; copy or write it anew.") from None
-
-
-def shapes_show(weights):
-    """The settings that the shapes of a state dict show.
-
-    Those that leave no trace in shapes (iters, denoise_iter, dropout, consensus_self) are left
-    out; image_size is taken for four times the grid, the published tokenizer's stride.
-    """
-    convs = [
-        value.shape
-        for name, value in weights.items()
-        if name.startswith("image_to_tokens.0.block.") and value.dim() == 4
-    ]
-    levels, patch_dim = weights["init_levels"].shape
-    patch_size = round((patch_dim / convs[-1][0]) ** 0.5)
-    n_columns = weights["bottom_up.net.1.weight"].shape[0]
-    grid = round(n_columns**0.5) * patch_size
-    mask = weights.get("attention.non_local_mask")
-    hidden, width = weights["contrastive_head.5.weight"].shape
-    flat = hidden == width == n_columns * patch_dim
-    channels = convs[0][0]
-    if any(re.match(r"image_to_tokens\.0\.block\.\d+\.block\.", name) for name in weights):
-        tokenizer, depth = "residual", (len(convs) - 3) // 2
-    elif len(convs) > 2 and convs[1][0] != channels:
-        tokenizer, depth = "vgg", len(convs) - 4
-    else:
-        tokenizer, depth = "convmlp", len(convs)
-    settings = {
-        "patch_size": patch_size,
-        "patch_dim": patch_dim,
-        "levels": levels,
-        "n_channels": convs[0][1],
-        "tokenizer_width": None if channels == convs[-1][0] // 2 else channels,
-        "tokenizer": tokenizer,
-        "tokenizer_depth": depth,
-        "head": "flatten" if flat else "grid",
-        "conv_image_size": grid,
-        "image_size": 4 * grid,
-        "contr_dim": weights["contrastive_head.10.weight"].shape[0],
-        "n_classes": weights["classification_head_from_contr.2.weight"].shape[0],
-        "local_consensus_radius": 0 if mask is None else _radius(mask[0], grid // patch_size),
-    }
-    if not flat:
-        settings["head_side"] = math.isqrt(width // patch_dim)
-    return settings
-
-
-def _radius(mask, grid_size):
-    """Largest distance, in columns along a side, at which the mask lets columns attend."""
-    return int((~mask[0, :grid_size]).sum()) - 1
-
-
 def check_size(settings):
     """Raises UserError if the weights of the network would not fit into the memory."""
     try:
@@ -308,6 +203,10 @@ def build(checkpoint, new_classes=None, **flags):
         shown["head_side"] = side
     if settings["tokenizer_width"] == shown["patch_dim"] // shown["patch_size"] ** 2 // 2:
         settings["tokenizer_width"] = None  # says the same
+    radius = "local_consensus_radius"
+    given = settings.get(radius, 0)
+    if same_mask(given, shown.setdefault(radius, checkpoint.settings.get(radius, given)), side):
+        shown.pop(radius)
     wrong = {name: value for name, value in shown.items() if settings[name] != value}
     if wrong:
         fit = " ".join(f"--{name}={value}" for name, value in wrong.items())
@@ -318,9 +217,9 @@ def build(checkpoint, new_classes=None, **flags):
             expected = Agglomerator(**settings).state_dict()
     except (UserError, RuntimeError) as error:
         raise UserError(f"{where}: {error}") from None
-    problems = [f"{name} is missing" for name in expected.keys() - checkpoint.weights.keys()] + [
-        f"{name} is unknown" for name in checkpoint.weights.keys() - expected.keys()
-    ]
+    names = {name for name in (*expected, *checkpoint.weights) if not name.endswith(DERIVED)}
+    problems = [f"{name} is missing" for name in names - checkpoint.weights.keys()]
+    problems += [f"{name} is unknown" for name in names - expected.keys()]
     problems += [
         f"{name} is {tuple(checkpoint.weights[name].shape)} instead of {tuple(value.shape)}"
         for name, value in expected.items()
@@ -333,7 +232,7 @@ def build(checkpoint, new_classes=None, **flags):
         settings |= {"n_classes": new_classes}
         weights = {name: w for name, w in weights.items() if not name.startswith(CLASSIFIER)}
     model = Agglomerator(**settings)
-    model.load_state_dict(weights, strict=new_classes is None)
+    model.load_state_dict(weights, strict=False)  # DERIVED may differ
     return model.eval()
 
 

@@ -49,6 +49,14 @@ class _ShareOrNumber(flags.ArgumentParser):
         return "share or number"
 
 
+class _Number(flags.FloatParser):
+    """A number; a whole one becomes an integer."""
+
+    def parse(self, argument):
+        value = super().parse(argument)
+        return int(value) if value.is_integer() else value
+
+
 class _OptionalInteger(flags.IntegerParser):
     """An integer, or the word None."""
 
@@ -69,7 +77,8 @@ def define():
         elif types == (int, NoneType):
             flags.DEFINE(_OptionalInteger(), name, default, help)
         elif types == (int, float):
-            flags.DEFINE(_ShareOrNumber(), name, default, help)
+            parser = _ShareOrNumber() if name.startswith("limit_") else _Number()
+            flags.DEFINE(parser, name, default, help)
         else:
             flags.DEFINE_string(name, default, help)
 
@@ -108,6 +117,8 @@ def parse(argv):
 def _in_words(name):
     """What a setting may be."""
     if value_types(name) == (int, float):
+        if not name.startswith("limit_"):
+            return ["a number"]
         return "a share from 0.0 to 1.0, as 0.5,", "a whole number of batches, as 10"
     words = {bool: "true or false", int: "a whole number", float: "a number", NoneType: "None"}
     return [words.get(kind, "text") for kind in value_types(name)]

@@ -1,6 +1,5 @@
 """Pictures of the space of meanings: the embedding in two dimensions, the tree of the classes."""
 
-import json
 from dataclasses import dataclass
 
 import matplotlib
@@ -12,7 +11,7 @@ from matplotlib.patheffects import withStroke
 from torchvision.transforms.v2.functional import resize
 
 from agglomerator.meaning import ClassTree, Points
-from agglomerator.resume import written_whole
+from agglomerator.resume import write_json, written_whole
 
 THUMBNAIL = 64  # pixels
 WIDTH = 8.3  # inches, at 100 pixels to the inch the width of a README
@@ -222,8 +221,7 @@ def draw(embedding, labels, scored, settings, data):
 def write(folder, record, figures):
     """Write meaning.json, and each figure as .png and .pdf; returns the paths."""
     paths = [folder / "meaning.json"]
-    with written_whole(paths[0]) as file:
-        file.write(json.dumps(record, indent=2) + "\n")
+    write_json(paths[0], record)
     for name, figure in figures.items():
         for kind in ("png", "pdf"):
             paths.append(folder / f"{name}.{kind}")

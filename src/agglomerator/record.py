@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero_only
 
-from agglomerator.resume import Stopped, written_whole
+from agglomerator.resume import Stopped, write_json
 from agglomerator.settings import UserError
 
 try:
@@ -98,8 +98,7 @@ def recorded(settings, path, goes_on=False):
 
 @rank_zero_only
 def write(path, parts):
-    with written_whole(path) as file:
-        file.write(json.dumps(parts, indent=1) + "\n")
+    write_json(path, parts, indent=1)
 
 
 def earlier_parts(path):

@@ -1,7 +1,6 @@
 """What a run says and leaves behind: its folder, the figures of a test, the next command."""
 
 import csv
-import json
 import os
 import shlex
 import shutil
@@ -14,7 +13,7 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from agglomerator import terminal
-from agglomerator.resume import written_whole
+from agglomerator.resume import write_json, written_whole
 
 
 def run_folder(settings):
@@ -91,8 +90,7 @@ def write_test(folder, stage, record, confusion, classes):
         The paths written.
     """
     paths = [folder / f"test_{stage}.json"]
-    with written_whole(paths[0]) as file:
-        file.write(json.dumps(record, indent=2) + "\n")
+    write_json(paths[0], record)
     paths.append(folder / f"confusion_{stage}.csv")
     with written_whole(paths[1]) as file:
         table = csv.writer(file)

@@ -332,6 +332,11 @@ def test(settings, given):
         module.metrics.class_means.update(*embed(trainer, module, data, data.limited("train")))
     tell_limits(data, "test")
     trainer.test(module, datamodule=data, verbose=False)
+    if not trainer.callback_metrics["test_loss"].isfinite():
+        raise UserError(
+            f"{start.name}: its results on these images are not finite, and tell no class"
+            f"{'' if settings.precision == '32-true' else '; use --precision=32-true'}."
+        )
     record = report.record_of(
         settings,
         stage,

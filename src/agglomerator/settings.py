@@ -66,8 +66,8 @@ class Settings:
     load_checkpoint_dir: str | None = setting(
         "run",
         None,
-        "Checkpoint to start from: path of this project's or of a published one, or "
-        "pretrained:NAME, a network that comes with the project.",
+        "Checkpoint to start from: path of this project's or of a published one, of a state dict "
+        "(torch.save, safetensors), or pretrained:NAME, a network that comes with the project.",
     )
     resume_training: bool = setting(
         "run",
@@ -222,8 +222,12 @@ class Settings:
     consensus_self: bool = setting(
         "model", False, "Let a column attend to itself like to any other."
     )
-    local_consensus_radius: int = setting(
-        "model", 0, "Columns farther apart than this do not attend; 0 means no limit.", low=0
+    local_consensus_radius: int | float = setting(
+        "model",
+        0,
+        "Columns farther apart than this do not attend, as 1.5, which takes the eight neighbours; "
+        "0: all attend.",
+        low=0,
     )
     recompute: bool = setting(
         "model",
@@ -390,19 +394,21 @@ class Settings:
                 f"--conv_image_size={self.conv_image_size}: the tokenizer makes no such grid of "
                 f"--image_size={self.image_size}; use one of {', '.join(map(str, sides))}."
             )
-        if self.conv_image_size % self.patch_size:
+        if self.patch_size not in self._patch_sizes:
+            fault = (
+                "does not divide"
+                if self.conv_image_size % self.patch_size
+                else "makes one column of"
+            )
             raise UserError(
-                f"--patch_size={self.patch_size}: does not divide the grid of "
-                f"--conv_image_size={self.conv_image_size}; use one of "
-                f"{_join(divisors(self.conv_image_size))}."
+                f"--patch_size={self.patch_size}: {fault} the grid of "
+                f"--conv_image_size={self.conv_image_size}; use one of {_join(self._patch_sizes)}."
             )
 
     def _check_tokenizer(self):
         cells = self.patch_size**2
         if self.patch_dim % (2 * cells):
-            smaller = [
-                p for p in divisors(self.conv_image_size) if self.patch_dim % (2 * p * p) == 0
-            ]
+            smaller = [p for p in self._patch_sizes if self.patch_dim % (2 * p * p) == 0]
             nearest = max(1, round(self.patch_dim / (2 * cells))) * 2 * cells
             way_out = f"use a multiple of {2 * cells}, as --patch_dim={nearest}"
             if smaller:
@@ -426,6 +432,11 @@ class Settings:
                 f"--strategy={self.strategy}: FSDP does not divide scalars, as the four weights of "
                 "the contributions are; use --strategy=ddp."
             )
+
+    @property
+    def _patch_sizes(self):
+        """Those that make more than one column: a norm over the only one would leave nothing."""
+        return divisors(self.conv_image_size)[:-1]
 
     @property
     def n_iters(self):
