@@ -45,13 +45,16 @@ class ImageSet(Dataset):
         classes: names of the classes, in the order of labels.
         extra: what else is known, by name: arrays with one row an image, as the `parts` and
             `objects` of every pixel of PartWhole (N, H, W), or the `info` of smallNORB (N, 4).
+        groups: (N,) integers: images of one thing, which are not divided between training and
+            validation, have the same one. None where each image stands alone.
     """
 
-    def __init__(self, images, labels, classes, extra=None):
+    def __init__(self, images, labels, classes, extra=None, groups=None):
         self.images = torch.as_tensor(images)
         self.labels = torch.as_tensor(labels, dtype=torch.int64)
         self.classes = list(classes)
         self.extra = extra or {}
+        self.groups = groups
 
     def __len__(self):
         return len(self.images)
@@ -74,6 +77,8 @@ class ImageFiles(Dataset):
         n_channels: C, 1 or 3.
         skip_unreadable: leave out files that cannot be read, and say so; else they are an error.
     """
+
+    groups = None
 
     def __init__(self, paths, labels, classes, size, n_channels, skip_unreadable=False):
         # One array, not a million strings, of which every process would come to have its own copy.
