@@ -84,7 +84,7 @@ class Data(LightningDataModule):
         whole, val = self._read("train"), self._read("val")
         if val is not None:
             return _all_of(whole), _all_of(val)
-        return split(whole, self.settings.val_share, self.split_seed, self.entry.together)
+        return split(whole, self.settings.val_share, self.split_seed)
 
     def limited(self, name):
         """What --limit_train, --limit_val or --limit_test leaves of "train", "val" or "test": so
@@ -282,20 +282,33 @@ def one_at_a_time(folder):
         yield
 
 
-def split(whole, share, seed, together=1):
+def split(whole, share, seed):
     """Divide a data set into training and validation images: two subsets in data-set order.
+
+    Where it has groups, whole ones are held out, the same share of every class as far as that goes,
+    and at least one if the share is more than 0.
 
     Args:
         whole: N images.
-        share: of them held out for validation.
-        seed: that the division depends on, beside N.
-        together: so many images in a row stay on one side.
+        share: of them, or of their groups, held out for validation.
+        seed: that the division depends on, beside N or the groups.
     """
-    n_groups = len(whole) // together
-    order = torch.randperm(n_groups, generator=torch.Generator().manual_seed(seed))
-    in_val = torch.zeros(n_groups, dtype=torch.bool)
-    in_val[order[: round(share * n_groups)]] = True
-    in_val = in_val.repeat_interleave(together)
+    draw = torch.Generator().manual_seed(seed)
+    if whole.groups is None:
+        order = torch.randperm(len(whole), generator=draw)
+        in_val = torch.zeros(len(whole), dtype=torch.bool)
+        in_val[order[: round(share * len(whole))]] = True
+    else:
+        groups, first = np.unique(whole.groups, return_index=True)
+        order = torch.randperm(len(groups), generator=draw).numpy()
+        of_class = whole.labels.numpy()[first[order]]
+        place = np.empty(len(groups))  # within the class, from 0 to 1
+        for label in set(of_class):
+            mine = of_class == label
+            place[mine] = np.arange(mine.sum()) / mine.sum()
+        held_out = max(round(share * len(groups)), share > 0)
+        chosen = order[np.argsort(place, kind="stable")[:held_out]]
+        in_val = torch.from_numpy(np.isin(whole.groups, groups[chosen]))
     rows = torch.arange(len(in_val))
     return Subset(whole, rows[~in_val].tolist()), Subset(whole, rows[in_val].tolist())
 

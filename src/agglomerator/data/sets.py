@@ -33,8 +33,6 @@ class DataSetEntry:
         margin: images are kept so many times larger than image_size, and cropped to it: at random
             in training, in the middle otherwise.
         erase: Random Erasing after RandAugment in training.
-        together: so many images in a row are of one scene, and not divided between training and
-            validation.
     """
 
     read: Callable | None = None
@@ -44,7 +42,6 @@ class DataSetEntry:
     std: tuple = (0.5,)
     margin: float = 1.0
     erase: bool = False
-    together: int = 1
 
     @property
     def n_classes(self):
@@ -117,9 +114,7 @@ DATA_SETS = {
     ),
     "MNIST": of_torchvision("MNIST", DIGITS),
     "FashionMNIST": of_torchvision("FashionMNIST", FashionMNIST.classes),
-    "smallNORB": DataSetEntry(
-        read_smallnorb, smallnorb.CLASSES, download_smallnorb, margin=1.5, together=2
-    ),
+    "smallNORB": DataSetEntry(read_smallnorb, smallnorb.CLASSES, download_smallnorb, margin=1.5),
     "IMAGENET": DataSetEntry(margin=1.125, **IMAGENET_COLOURS),
     "ImageFolder": DataSetEntry(**IMAGENET_COLOURS),
     "PartWhole": DataSetEntry(read_partwhole, CLASSES),
@@ -240,7 +235,7 @@ def _read(settings, split):
     if images.shape[2:] != (side, side):
         parts = images.split(4096)
         images = torch.cat([TF.resize(part, [side, side], antialias=True) for part in parts])
-    return ImageSet(images, found.labels, found.classes, found.extra)
+    return ImageSet(images, found.labels, found.classes, found.extra, found.groups)
 
 
 def side_of(settings):
