@@ -15,6 +15,7 @@ from agglomerator.data import sets
 from agglomerator.data.folder import memory
 from agglomerator.formats import DERIVED, check_numbers, load, weights_of
 from agglomerator.model import Agglomerator
+from agglomerator.preprocessing import Preprocessing
 from agglomerator.settings import FIELDS, INPUT_SETTINGS, MODEL_SETTINGS, SPLIT_SETTINGS, UserError
 from agglomerator.shapes import same_mask, shapes_show
 
@@ -82,6 +83,8 @@ def read(path):
     stored = content.get("hyper_parameters")
     stored = stored if isinstance(stored, dict) else {}
     settings = {name: value for name, value in stored.items() if name in FIELDS}
+    if settings.get("normalization") is None and "dataset" in settings:
+        settings["normalization"] = settings["dataset"]
     try:
         shown = shapes_show(weights)
     except UserError as error:
@@ -239,6 +242,10 @@ def build(checkpoint, new_classes=None, **flags):
 def load_checkpoint(path, **flags):
     """Load a network from a checkpoint of this project or of the published code.
 
+    It brings what it was trained on: `preprocess`, a `Preprocessing`, which makes its input of
+    images, and `class_names`, a list in the order of its logits. Either is None where the
+    checkpoint does not tell: give `dataset`. Images that are plainly not normalised are warned of.
+
     Args:
         path: of the file, or pretrained:NAME.
         **flags: settings by the names of the flags; those given win over stored ones.
@@ -249,7 +256,17 @@ def load_checkpoint(path, **flags):
     Raises:
         UserError: the file cannot be read, carries code, or does not fit the flags.
     """
-    return build(read(path), **flags)
+    checkpoint = read(path)
+    model = build(checkpoint, **flags)
+    model.preprocess, names = None, checkpoint.class_names
+    known = checkpoint.settings | flags
+    if known.get("normalization", known.get("dataset")) in sets.DATA_SETS:
+        model.preprocess = Preprocessing(model.settings)
+        model.image_to_tokens.register_forward_pre_hook(model.preprocess.warn)
+    if names is None and "dataset" in flags:
+        names = sets.entry_of(model.settings).classes
+    model.class_names = None if names is None else list(names)
+    return model
 
 
 def complete(settings, given, checkpoint):
@@ -260,17 +277,13 @@ def complete(settings, given, checkpoint):
         given: names of the settings that the user gave.
         checkpoint: what `read` returned.
     """
-    wanted = (*MODEL_SETTINGS, *INPUT_SETTINGS, "seed")
+    wanted = (*MODEL_SETTINGS, *INPUT_SETTINGS, "normalization", "seed")
     taken = {
         name: value
         for name, value in checkpoint.settings.items()
         if name in wanted
         and (name not in given or (checkpoint.stage is None and name in PUBLISHED_PARTS))
     }
-    if checkpoint.stage is not None and "normalization" not in given:
-        stored = checkpoint.settings
-        own = stored.get("normalization")
-        taken["normalization"] = stored.get("dataset") if own is None else own
     if checkpoint.stage is None and "conv_image_size" in given:
         taken.pop("image_size", None)
     try:

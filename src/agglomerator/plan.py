@@ -128,9 +128,8 @@ def _split(settings, asked, given, start, use):
 
 
 def _tell_normalization(asked, given, start):
-    stored = start.settings
-    before = stored.get("normalization") or stored.get("dataset")
-    if "normalization" in given and start.stage is not None and asked.normalization != before:
+    before = start.settings.get("normalization")
+    if "normalization" in given and before is not None and asked.normalization != before:
         say(f"--normalization={asked.normalization}: {start.name} was trained by that of {before}.")
 
 

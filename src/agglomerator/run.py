@@ -1,5 +1,6 @@
 """The runs: train, test, freeze, and all of them in turn."""
 
+import csv
 import ctypes
 import dataclasses
 import os
@@ -12,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
+from torch.utils.data import Subset
 
 from agglomerator import (
     checkpoints,
@@ -25,6 +27,7 @@ from agglomerator import (
 from agglomerator.data import sets
 from agglomerator.data.augment import normalize
 from agglomerator.data.folder import pages_of_files
+from agglomerator.data.images import numbered
 from agglomerator.data.module import Data, is_lost_worker
 from agglomerator.islands import MASKS
 from agglomerator.islands_pictures import Album
@@ -329,7 +332,9 @@ def test(settings, given):
     if stage == "contrastive":
         say("Stage one: classes by the nearest mean of the training images.")
         tell_limits(data, "train")
-        module.metrics.class_means.update(*embed(trainer, module, data, data.limited("train")))
+        learned = data.limited("train")
+        embedding, rows = embed(trainer, module, data, learned)
+        module.metrics.class_means.update(embedding, learned.dataset.labels[rows])
     tell_limits(data, "test")
     trainer.test(module, datamodule=data, verbose=False)
     if not trainer.callback_metrics["test_loss"].isfinite():
@@ -388,10 +393,16 @@ def freeze(settings, given):
     trainer = build_trainer(settings, stage, logs=False)
     for name in ("train", "val", "test"):
         tell_limits(data, name)
-        embedding, labels = embed(trainer, module, data, data.limited(name))
+        subset = data.limited(name)
+        embedding, rows = embed(trainer, module, data, subset)
+        labels = subset.dataset.labels[rows]
         save_array(folder / f"features_{name}.npy", embedding.numpy())
         save_array(folder / f"labels_{name}.npy", labels.numpy())
-        say(f"{folder}/features_{name}.npy  {tuple(embedding.shape)}, labels_{name}.npy")
+        write_rows(folder / f"images_{name}.csv", subset.dataset, rows)
+        say(
+            f"{folder}/features_{name}.npy  {tuple(embedding.shape)}, labels_{name}.npy, "
+            f"images_{name}.csv"
+        )
         if name == "train" and module.by_class_means:
             module.metrics.class_means.update(embedding, labels)
     if not embedding.isfinite().all():
@@ -475,13 +486,28 @@ def tell_limits(data, name):
 
 
 def embed(trainer, module, data, subset):
-    """Embeddings (N, contr_dim) and labels (N,) of a subset, in its order, on the CPU."""
+    """Embeddings (N, contr_dim) of a subset in its order, and which images of its data set they
+    are of, (N,): those that cannot be read may be left out. On the CPU."""
     if not len(subset):
         return torch.empty(0, data.settings.contr_dim), torch.empty(0, dtype=torch.int64)
     data.trainer = trainer
-    batches = trainer.predict(module, data.in_order(subset))
-    embedding, labels = zip(*batches, strict=True)
-    return torch.cat(embedding), torch.cat(labels)
+    batches = trainer.predict(
+        module, data.in_order(Subset(numbered(subset.dataset), subset.indices))
+    )
+    embedding, rows = zip(*batches, strict=True)
+    return torch.cat(embedding), torch.cat(rows)
+
+
+def write_rows(path, dataset, rows):
+    """Write which image each row of the features is of: its number in the data set (of the training
+    set, for those held out), label, class and, where there is one, file."""
+    with written_whole(path) as file:
+        table = csv.writer(file)
+        table.writerow(["index", "label", "class", "file"])
+        for index in rows.tolist():
+            label = int(dataset.labels[index])
+            name = "" if dataset.paths is None else os.fsdecode(dataset.paths[index])
+            table.writerow([index, label, dataset.classes[label], name])
 
 
 def save_array(path, array):

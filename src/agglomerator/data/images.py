@@ -1,5 +1,6 @@
 """Images of a data set, decoded in memory or read from their files when asked for."""
 
+import copy
 import logging
 import os
 import sys
@@ -47,14 +48,15 @@ class ImageSet(Dataset):
             `objects` of every pixel of PartWhole (N, H, W), or the `info` of smallNORB (N, 4).
         groups: (N,) integers: images of one thing, which are not divided between training and
             validation, have the same one. None where each image stands alone.
+        paths: (N,) of the files, as bytes; None where there is not one for each image.
     """
 
-    def __init__(self, images, labels, classes, extra=None, groups=None):
+    def __init__(self, images, labels, classes, extra=None, groups=None, paths=None):
         self.images = torch.as_tensor(images)
         self.labels = torch.as_tensor(labels, dtype=torch.int64)
         self.classes = list(classes)
         self.extra = extra or {}
-        self.groups = groups
+        self.groups, self.paths = groups, paths
 
     def __len__(self):
         return len(self.images)
@@ -99,6 +101,18 @@ class ImageFiles(Dataset):
         """One image (C, S, S) and its label, or a batch of them, for a number or several."""
         if np.ndim(index) == 0:
             return self._read(index), self.labels[index]
+        images, read = self.fetch(index)
+        return images, self.labels[read]
+
+    def __getitems__(self, indices):
+        return self[indices]
+
+    def fetch(self, index):
+        """Of some images those that can be read, (B, C, S, S), and their numbers, a list.
+
+        Raises:
+            UnreadableImage: one cannot, and skip_unreadable is not set.
+        """
         images, read = [], []
         for i in index:
             try:
@@ -109,10 +123,7 @@ class ImageFiles(Dataset):
                     raise
                 terminal.write(f"skipped: {error}")
         none = torch.empty(0, self.n_channels, self.size, self.size, dtype=torch.uint8)
-        return torch.stack(images) if images else none, self.labels[read]
-
-    def __getitems__(self, indices):
-        return self[indices]
+        return torch.stack(images) if images else none, read
 
     def _read(self, i):
         return read_image(os.fsdecode(self.paths[i]), self.size, self.n_channels)
@@ -125,15 +136,23 @@ class ImageFiles(Dataset):
         """
         total, done = len(self), 0
         images = torch.empty(total, self.n_channels, self.size, self.size, dtype=torch.uint8)
-        labels = torch.empty_like(self.labels)
+        read = torch.empty_like(self.labels)
         batch = max(1, min(256, 2**22 // (self.n_channels * self.size**2)))
-        loader = batches_of(self, batch, num_workers)
-        for some, of_some in loader:
-            images[done : done + len(some)], labels[done : done + len(some)] = some, of_some
+        for some, numbers in batches_of(numbered(self), batch, num_workers):
+            images[done : done + len(some)], read[done : done + len(some)] = some, numbers
             done += len(some)
         if done < total:
             terminal.write(f"{total - done} of {total} images cannot be read and are left out.")
-        return ImageSet(images[:done], labels[:done], self.classes)
+        read = read[:done]
+        return ImageSet(images[:done], self.labels[read], self.classes, paths=self.paths[read])
+
+
+def numbered(images):
+    """A data set with the number of each image as its label: who leaves some out can be asked
+    which ones came."""
+    found = copy.copy(images)
+    found.labels = torch.arange(len(images))
+    return found
 
 
 def read_image(path, size, n_channels):
@@ -153,10 +172,7 @@ def read_image(path, size, n_channels):
         # By a path, Pillow maps some files into memory and scrambles those that lie on a side.
         with open(path, "rb") as file, Image.open(file, formats=formats()) as image:
             image.draft(None, (2 * size, 2 * size))  # large JPEGs need not be decoded in full
-            image = _of_8_bits(image, file)
-            ImageOps.exif_transpose(image, in_place=True)
-            image = _in_mode(image, "L" if n_channels == 1 else "RGB")
-            image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+            return _square(_of_8_bits(image, file), size, n_channels)
     except Exception as error:  # files that are cut short, damaged or absurd raise anything
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "its format is not known here" if unknown else " ".join(str(error).split())
@@ -164,7 +180,17 @@ def read_image(path, size, n_channels):
             f"{path}: cannot be read as an image ({reason}); {_way_out(error)}, or leave such "
             "files out by --skip_unreadable."
         ) from None
-    pixels = np.array(image)
+
+
+def pixels_of(image, size, n_channels):
+    """A Pillow image of any mode and size as `read_image` returns it."""
+    return _square(_of_8_bits(image.copy()), size, n_channels)
+
+
+def _square(image, size, n_channels):
+    ImageOps.exif_transpose(image, in_place=True)
+    image = _in_mode(image, "L" if n_channels == 1 else "RGB")
+    pixels = np.array(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
     return torch.from_numpy(pixels.reshape(size, size, n_channels).transpose(2, 0, 1).copy())
 
 
@@ -226,8 +252,8 @@ def to_8_bits(values, bits=None):
     return np.clip(values, 0, 255).astype(np.uint8)
 
 
-def _of_8_bits(image, file):
-    """The image of an open file as one with values of 8 bits: itself, unless it has more."""
+def _of_8_bits(image, file=None):
+    """An image, of an open file, as one with values of 8 bits: itself, unless it has more."""
     raw, clear, bits = _raw_mode(image), image.info.get("transparency"), None
     tags = getattr(image, "tag_v2", {})  # of TIFF
     if raw not in LOWER and image.mode != "F" and not image.mode.startswith("I"):
@@ -262,7 +288,8 @@ def _of_8_bits(image, file):
 
 def _raw_mode(image):
     """Pillow's name for how an opened file holds its values."""
-    args = image.tile[0].args if image.tile else None
+    tile = getattr(image, "tile", None)  # of a file that is not read yet
+    args = tile[0].args if tile else None
     return args[0] if isinstance(args, tuple) and args else args
 
 
