@@ -35,6 +35,12 @@ SMALL = (
 )
 
 
+SMALL_SETTINGS = dict(
+    dataset="digits", image_size=16, conv_image_size=4, n_channels=1, patch_dim=16, contr_dim=32,
+    batch_size=32, learning_rate=0.005, logger="none",
+)  # fmt: skip
+
+
 @dataclass
 class Result:
     """What a run of the program left: exit status, what it said, and its --output_dir."""
@@ -82,6 +88,14 @@ def run_program(*flags, ok=True, environment=(), limits=()):
     assert (done.returncode == 0) == ok, said
     assert "Traceback" not in done.stderr, said
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+def run_here(**flags):
+    """The program's work in this process, which saves its start: settings as a user gives them."""
+    from agglomerator.run import run
+    from agglomerator.settings import Settings
+
+    run(Settings(**flags), set(flags))
 
 
 def small_run(folder, *flags):
