@@ -25,7 +25,7 @@ def module():
 
 
 def loss_of(module, epoch):
-    module.trainer.fit_loop.epoch_progress.current.processed = epoch
+    module.trainer.fit_loop.epoch_progress.current.completed = epoch
     assert module.current_epoch == epoch
     batch = module.data.train[list(range(32))]
     with torch.no_grad():
