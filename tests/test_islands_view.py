@@ -1,11 +1,12 @@
 import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -193,6 +194,27 @@ def test_page_stays_while_somebody_waits(picture, waits):
             assert page.poll() is None
             page.stdin.close()
         assert page.wait(timeout=30) == 0
+
+
+def test_a_run_in_the_foreground_of_a_terminal_waits_for_ctrl_c(picture):
+    code = (
+        "import sys; from pathlib import Path; from agglomerator.islands_view import Window; "
+        "window = Window(); window.wanted = True; window.show(Path(sys.argv[1])); window.stay(); "
+        "print('at its end')"
+    )
+    environment = os.environ | {"MPLBACKEND": "webagg", "PYTHONPATH": str(ROOT / "src")}
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execve(sys.executable, [sys.executable, "-c", code, str(picture)], environment)
+    said = b""
+    with suppress(OSError):  # that is how a terminal ends
+        while part := os.read(terminal, 4096):
+            said += part
+            if b"until you press Ctrl-C." in part:
+                assert b"at its end" not in said
+                os.write(terminal, b"\x03")
+    assert os.waitpid(process, 0)[1] == 0
+    assert b"at its end" in said, said
 
 
 def test_no_window_is_told_once_and_only_where_one_is_wanted(picture, monkeypatch, capfd):

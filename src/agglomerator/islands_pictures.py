@@ -169,7 +169,7 @@ class Album:
         held = ", ".join(f"{held[level]:.0%} at level {level}" for level in chosen(len(held)))
         return (
             "Equal vectors of a level have equal colours. Like colours need not mean like vectors: "
-            f"of the variance here the three axes of colour hold {held}. "
+            f"of the variance here the three axes of colour hold {held}.\n"
             f"Lines surround islands: neighbours of cosine {self.threshold:g} or more."
         )
 

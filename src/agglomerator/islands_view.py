@@ -278,4 +278,9 @@ def is_in_foreground():
     streams = sys.stdin, sys.stdout
     if not all(stream is not None and stream.isatty() for stream in streams):
         return False
-    return os.name != "posix" or os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    try:
+        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except AttributeError:  # Windows
+        return True
+    except OSError:  # another session's terminal
+        return False
