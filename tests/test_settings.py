@@ -84,6 +84,14 @@ def test_ends_of_the_limits_are_allowed():
     Settings(limit_train=0.5, limit_val=0, limit_test=3)
 
 
+def test_loggers_that_write_utf8_refuse_names_that_are_none():
+    for logger, name in (("tensorboard", "exp_name"), ("wandb", "data_dir")):
+        with pytest.raises(UserError, match=f"--{name}=a.*--logger=csv"):
+            Settings(logger=logger, **{name: "a\udcff"})
+    Settings(logger="csv", exp_name="a\udcff", data_dir="\udcff")
+    Settings(logger="tensorboard", data_dir="\udcff")
+
+
 def test_replace_checks_anew():
     settings = Settings()
     assert settings.replace(levels=3).levels == 3

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import matplotlib
 import numpy as np
 from matplotlib.colors import to_rgba_array
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from torchvision.transforms.v2.functional import resize
 
+from agglomerator.lettering import Figure
 from agglomerator.meaning import ClassTree, Points
 from agglomerator.resume import write_json, written_whole
+from agglomerator.terminal import escaped
 
 THUMBNAIL = 64  # pixels
 WIDTH = 8.3  # inches, at 100 pixels to the inch the width of a README
@@ -248,6 +249,7 @@ def log(loggers, points, figures, embedding, predicted, data):
         tops = hierarchy.super_labels[points.labels]
         names["super-class"] = [hierarchy.super_classes[top] for top in tops]
     names["predicted"] = [classes[label] for label in predicted[points.rows]]
+    names = {column: list(map(escaped, of)) for column, of in names.items()}
     for logger in loggers:
         kind = type(logger).__name__
         if kind == "TensorBoardLogger":

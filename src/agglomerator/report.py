@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from agglomerator import terminal
+from agglomerator.lettering import Figure
 from agglomerator.resume import write_json, written_whole
 
 
@@ -140,7 +140,8 @@ def draw_confusion(confusion, classes, record):
     picture = ax.imshow(share, cmap="cividis", vmin=0, vmax=100)
     figure.colorbar(picture, ax=ax, label="% of the true class", shrink=0.8)
     ax.set(xlabel="predicted class", ylabel="true class")
-    ax.set_title(f"{record['dataset']} test, {record['top1']:.2%} of {record['images']} correct")
+    title = f"{record['dataset']} test, {record['top1']:.2%} of {record['images']} correct"
+    figure.suptitle(title)
     if n <= 30:
         ax.set_xticks(range(n), classes, rotation=45, ha="right", rotation_mode="anchor")
         ax.set_yticks(range(n), classes)

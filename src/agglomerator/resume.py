@@ -191,7 +191,8 @@ def written_whole(path, mode="w"):
         OSError: it cannot be written; it names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    encoding = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    text = {} if "b" in mode else encoding
     try:
         with partial(path).open(mode, **text) as file:
             yield file

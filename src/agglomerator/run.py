@@ -31,7 +31,7 @@ from agglomerator.data.images import numbered
 from agglomerator.data.module import Data, is_lost_worker
 from agglomerator.islands import MASKS
 from agglomerator.islands_pictures import Album
-from agglomerator.islands_view import samples
+from agglomerator.islands_view import WINDOW, samples
 from agglomerator.model import Agglomerator
 from agglomerator.plan import resolve
 from agglomerator.record import hold, recorded
@@ -64,9 +64,11 @@ def run(settings, given):
     quiet_libraries()
     keep_freed_memory()
     modes = {"train": train, "test": test, "freeze": freeze, "islands": islands, "all": run_all}
+    WINDOW.wanted = settings.plot_islands
     try:
         with StopSignals():
             modes[settings.mode](settings, given)
+        WINDOW.stay()
     except Stopped as stopped:
         say(f"\nStopped by {stopped.signal}. {stopped.go_on}")
         # Lightning kills a main process whose children end with another status than 0.

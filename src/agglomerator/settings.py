@@ -351,6 +351,7 @@ class Settings:
                 f"--consensus_temperature={self.consensus_temperature}: must be more than 0, as "
                 "0.05."
             )
+        self._check_letters()
         if not self.exp_name or ".." in Path(self.exp_name).parts or Path(self.exp_name).anchor:
             raise UserError(
                 f"--exp_name={self.exp_name}: must be a name, or folders and a name, in output_dir."
@@ -386,6 +387,17 @@ class Settings:
             raise UserError(f"--{option.name}={value}: must be at least {low}.")
         if high is not None and value > high:
             raise UserError(f"--{option.name}={value}: must be at most {high}.")
+
+    def _check_letters(self):
+        """Loggers that write UTF-8 only take no names of folders and files that are none."""
+        written = {"tensorboard": ("exp_name", "output_dir"), "wandb": FIELDS}
+        for name in written.get(self.logger, ()):
+            value = str(getattr(self, name))
+            if value != value.encode("utf-8", "replace").decode():
+                raise UserError(
+                    f"--{name}={value}: {self.logger} takes no bytes that are not UTF-8; choose "
+                    "another name, or --logger=csv."
+                )
 
     def _check_grid(self):
         sides = {math.ceil(self.image_size / stride): stride for stride in (4, 2, 1)}
