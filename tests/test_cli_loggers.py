@@ -23,7 +23,8 @@ def check_metrics(folder):
         rows = list(csv.DictReader(file))
     for name in ("train_loss_epoch", "val_loss", "val_acc", "wl", "wBU", "wTD", "wA"):
         assert any(row[name] for row in rows), name
-    assert any(row[name] for row in rows for name in row if name.startswith("lr"))
+    assert any(row["learning_rate"] for row in rows)
+    assert not (folder / "earlier").exists()
 
 
 @pytest.fixture(scope="module")
