@@ -1,34 +1,20 @@
-import contextlib
 import csv
-import io
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from absl.flags import FLAGS
-from conftest import SMALL, run_program, save_published, small_run
+from conftest import SMALL, run_here, run_program, save_published, small_run
 from sklearn.datasets import load_digits
 
-from agglomerator import flags, load_checkpoint, run
+from agglomerator import load_checkpoint
 from agglomerator.data.module import Data
 from agglomerator.record import git_state
 from agglomerator.settings import Settings
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SETTINGS = dict(dataset="digits", image_size=16, conv_image_size=4, n_channels=1, patch_dim=16)
-
-
-def in_this_process(*words):
-    """Run the program without starting it; returns what it says."""
-    if "patch_dim" not in FLAGS:
-        flags.define()
-    FLAGS.unparse_flags()
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        run.run(*flags.parse(["main.py", *map(str, words)]))
-    return said.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -152,15 +138,15 @@ def test_results_of_other_settings_are_kept(stage_two_checkpoint, tmp_path):
     words = [*SMALL, "--mode=test", "--exp_name=t", f"--output_dir={tmp_path}", "--limit_test=2"]
     words += ["--iters=4", f"--load_checkpoint_dir={stage_two_checkpoint}"]
     folder, path = tmp_path / "t", tmp_path / "t" / "test_supervised.json"
-    in_this_process(*words)
+    run_here(*words)
     first = path.read_bytes()
     record = json.loads(first)
     assert record["git"] == git_state()
     assert record["settings"].items() >= dict(iters=4, seed=42, limit_test=2).items()
-    in_this_process(*words, "--num_workers=0", "--iters=None")  # says the same
+    run_here(*words, "--num_workers=0", "--iters=None")  # says the same
     assert json.loads(path.read_bytes()) == record and not (folder / "earlier").exists()
 
-    said = in_this_process(*words, "--iters=2", "--limit_test=2.0")
+    said = run_here(*words, "--iters=2", "--limit_test=2.0")
     (aside,) = (folder / "earlier").iterdir()
     assert f"Earlier results (of --iters=4) were moved to {aside}." in said
     assert (aside / path.name).read_bytes() == first
@@ -173,10 +159,10 @@ def test_results_of_other_settings_are_kept(stage_two_checkpoint, tmp_path):
     content = torch.load(other, weights_only=True)
     content["state_dict"]["model.wl"] += 1
     torch.save(content, other)
-    said = in_this_process(*words, "--iters=2", f"--load_checkpoint_dir={other}")
+    said = run_here(*words, "--iters=2", f"--load_checkpoint_dir={other}")
     assert f"Earlier results (of other weights, {stage_two_checkpoint}) were moved to" in said
     path.write_text("{}")
-    said = in_this_process(*words, "--iters=2", f"--load_checkpoint_dir={other}")
+    said = run_here(*words, "--iters=2", f"--load_checkpoint_dir={other}")
     assert "Earlier results (of other weights, not known which) were moved to" in said
     assert len(list((folder / "earlier").iterdir())) == 3
 
@@ -184,11 +170,11 @@ def test_results_of_other_settings_are_kept(stage_two_checkpoint, tmp_path):
 def test_features_of_another_network_are_kept(stage_one_checkpoint, stage_two_checkpoint, tmp_path):
     folder = tmp_path / "f"
     words = [*SMALL, "--mode=freeze", "--exp_name=f", f"--output_dir={tmp_path}"]
-    in_this_process(*words, f"--load_checkpoint_dir={stage_one_checkpoint}")
+    run_here(*words, f"--load_checkpoint_dir={stage_one_checkpoint}")
     names = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     del names[".freeze.lock"]
     assert len(names) == 11
-    said = in_this_process(*words, f"--load_checkpoint_dir={stage_two_checkpoint}")
+    said = run_here(*words, f"--load_checkpoint_dir={stage_two_checkpoint}")
     assert f"Earlier results (of other weights, {stage_one_checkpoint}) were moved to" in said
     (aside,) = (folder / "earlier").iterdir()
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == names
