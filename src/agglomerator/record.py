@@ -198,7 +198,8 @@ def make_room(folder, names, settings, start):
         if before.get("weights") != weights:
             of.insert(0, f"other weights, {before.get('checkpoint', 'not known which')}")
         if aside is not None:
-            say(f"Earlier results (of {', '.join(of)}) were moved to {aside}.")
+            of = ", ".join(of) or "settings that they do not tell"
+            say(f"Earlier results (of {of}) were moved to {aside}.")
     return {"weights": weights, "settings": made, "git": git_state()}
 
 
