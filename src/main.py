@@ -4,7 +4,7 @@ import sys
 
 from absl import app, logging
 
-from agglomerator import flags, terminal
+from agglomerator import flags, islands_window, terminal
 from agglomerator.settings import SharedError, UserError
 
 
@@ -18,6 +18,7 @@ def parse(argv):
 
 def main(parsed):
     logging.set_verbosity(logging.WARNING)  # absl would print what other packages note
+    islands_window.leave_backend_to_window()
     try:
         # PyTorch takes seconds to import: --help and wrong flags do not wait for it.
         from agglomerator import processes
@@ -35,10 +36,6 @@ def main(parsed):
         if error.filename is None:
             raise
         fail(f"{error.filename}: {error.strerror}; name another place, or make room or access.")
-    except ValueError as error:
-        if not str(error).startswith("Key backend:"):  # matplotlib's, while it is imported
-            raise
-        fail(f"MPLBACKEND: {error}")
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 

@@ -37,6 +37,12 @@ SMALL = (
 )
 
 
+SMALL_SETTINGS = dict(
+    dataset="digits", image_size=16, conv_image_size=4, n_channels=1, patch_dim=16, contr_dim=32,
+    batch_size=32, learning_rate=0.005, logger="none",
+)  # fmt: skip
+
+
 @dataclass
 class Result:
     """What a run of the program left: exit status, what it said, and its --output_dir."""
@@ -86,7 +92,7 @@ def run_program(*flags, ok=True, environment=(), limits=()):
     return Result(done.returncode, done.stdout, done.stderr)
 
 
-def run_here(*words):
+def run_words(*words):
     """Run the program with these flags in this process, which is quick; returns what it says."""
     from agglomerator import flags, run
 
@@ -101,6 +107,14 @@ def run_here(*words):
     finally:
         FLAGS.unparse_flags()
     return said.getvalue()
+
+
+def run_here(**flags):
+    """The program's work in this process, which saves its start: settings as a user gives them."""
+    from agglomerator.run import run
+    from agglomerator.settings import Settings
+
+    run(Settings(**flags), set(flags))
 
 
 def small_run(folder, *flags):

@@ -1,10 +1,12 @@
 import dataclasses
+import math
 import os
 import re
 import zipfile
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from conftest import ROOT, save_published
 from PIL import Image
@@ -206,6 +208,192 @@ def test_usual_width_of_the_tokenizer_may_be_spelt_out(tmp_path):
     load_checkpoint(path, **flags)
 
 
+MASK = "attention.non_local_mask"
+RADII = [0.5, 1, math.sqrt(2), 1.5, 2, 2.2, math.sqrt(5), 3, 3.7, 4.2, 4.3, 7, 1e9]
+
+
+@pytest.mark.parametrize("radius", RADII)
+def test_radius_of_a_published_mask_gives_the_same_states(tmp_path, radius):
+    model = Agglomerator(**SMALL, local_consensus_radius=radius).eval()
+    path = save_published(tmp_path / "p.ckpt", model.state_dict())
+    images = torch.randn(2, 3, 16, 16)
+    for flags in ({}, {"local_consensus_radius": radius}):
+        found = load_checkpoint(path, **flags)
+        assert torch.equal(found.attention.non_local_mask, model.attention.non_local_mask)
+        torch.testing.assert_close(found.states(images), model.states(images))
+
+
+@pytest.mark.parametrize("radius", RADII)
+def test_own_checkpoint_keeps_its_radius(tmp_path, radius):
+    model = Agglomerator(**SMALL, local_consensus_radius=radius)
+    content = {"state_dict": model.state_dict(), "epoch": 0, "global_step": 1}
+    content["hyper_parameters"] = dataclasses.asdict(model.settings) | {"stage": "contrastive"}
+    torch.save(content, tmp_path / "own.ckpt")
+    settings = load_checkpoint(tmp_path / "own.ckpt").settings
+    assert settings.local_consensus_radius == radius
+    completed = complete(Settings(), set(), read(tmp_path / "own.ckpt"))
+    assert completed.local_consensus_radius == radius
+
+
+def test_radii_fit_that_give_the_same_mask_and_no_others(tmp_path):
+    path, images = tmp_path / "own.ckpt", torch.randn(2, 3, 16, 16)
+    model = Agglomerator(**SMALL, local_consensus_radius=1.5).eval()
+    torch.save({"state_dict": model.state_dict()}, path)
+    for radius in (math.sqrt(2), 1.9):
+        found = load_checkpoint(path, local_consensus_radius=radius)
+        torch.testing.assert_close(found.states(images), model.states(images))
+    for radius in (0, 1, 1.4, 2, 5, "wide"):
+        message = refused(path, local_consensus_radius=radius)
+        assert f"local_consensus_radius={radius}" in message
+        assert "--local_consensus_radius=1.5" in message
+
+
+def test_mask_beyond_the_grid_is_that_of_no_limit(tmp_path):
+    model = Agglomerator(**SMALL, local_consensus_radius=9).eval()
+    path, images = (
+        save_published(tmp_path / "p.ckpt", model.state_dict()),
+        torch.randn(2, 3, 16, 16),
+    )
+    found = load_checkpoint(path, local_consensus_radius=0)
+    torch.testing.assert_close(found.states(images), model.states(images))
+
+
+def test_mask_of_no_radius_is_refused(tmp_path):
+    weights = Agglomerator(**SMALL, local_consensus_radius=1).state_dict()
+    whole = weights[MASK]
+    torn = whole.clone()
+    torn[0, 9, 3] ^= True  # not in the first row
+    for mask in (
+        torn,
+        torch.ones_like(whole),
+        whole[0],
+        whole[:, 1:],
+        whole[:, :1],
+        torch.ones(()),
+    ):
+        path = save_published(tmp_path / "p.ckpt", weights | {MASK: mask})
+        assert MASK in refused(path)
+        assert MASK in refused(path, local_consensus_radius=1)
+
+
+def test_published_checkpoint_without_a_mask_has_no_radius(tmp_path):
+    path = save_published(tmp_path / "p.ckpt", Agglomerator(**SMALL).state_dict())
+    assert "--local_consensus_radius=0" in refused(path, local_consensus_radius=2)
+
+
+@pytest.mark.parametrize("kind", [torch.save, safetensors.torch.save_file])
+def test_derived_buffers_may_be_left_out(tmp_path, kind):
+    model = Agglomerator(**SMALL, local_consensus_radius=2).eval()
+    left_out = MASK, "num_batches_tracked"
+    weights = {n: v for n, v in model.state_dict().items() if not n.endswith(left_out)}
+    kind(weights, tmp_path / "weights")
+    found = load_checkpoint(tmp_path / "weights", local_consensus_radius=2)
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(found.states(images), model.states(images))
+    assert load_checkpoint(tmp_path / "weights").settings.local_consensus_radius == 0
+
+
+def save_legacy(content, path):
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def wrapped(*names):
+    def wrap(weights):
+        for name in reversed(names):
+            weights = {name: weights, "epoch": 3}
+        return weights
+
+    return wrap
+
+
+def prefixed(prefix):
+    return lambda weights: {f"{prefix}{name}": value for name, value in weights.items()}
+
+
+@pytest.mark.parametrize("save", [torch.save, save_legacy])
+@pytest.mark.parametrize(
+    "bring",
+    [
+        *map(wrapped, ["state_dict", "model", "model_state_dict", "module", "net"]),
+        wrapped("model", "state_dict"),
+        *map(prefixed, ["", "module.", "_orig_mod.", "model.", "net.", "module._orig_mod."]),
+        *map(prefixed, ["_orig_mod.module.model.", "model.net._orig_mod."]),
+        lambda weights: wrapped("model")(prefixed("module.")(weights)),
+        lambda weights: {n.replace(".net.", "._orig_mod.net."): v for n, v in weights.items()},
+        lambda weights: {n: torch.nn.Parameter(v, v.dtype.is_floating_point) for n, v in
+                         weights.items()},
+    ],
+)  # fmt: skip
+def test_state_dicts_as_users_save_them(tmp_path, bring, save):
+    model, path = Agglomerator(**SMALL, local_consensus_radius=1.5).eval(), tmp_path / "x.pth"
+    save(bring(model.state_dict()), path)
+    found = load_checkpoint(path)
+    assert found.settings.local_consensus_radius == 1.5
+    fingerprint(read(path).weights)
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(found(images), model(images))
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.ckpt"])
+def test_safetensors(tmp_path, name):
+    flags = dict(iters=6, tokenizer_depth=11, consensus_self=True, local_consensus_radius=1.5)
+    model = Agglomerator(**SMALL, **flags).eval()
+    told = {"format": "pt", "iters": "6", "consensus_self": "True", "consensus_temperature": "None"}
+    weights = prefixed("module.")(model.state_dict())
+    safetensors.torch.save_file(
+        weights, tmp_path / name, told | {"dataset": "digits", "x": "[" * 9}
+    )
+    found = load_checkpoint(tmp_path / name)
+    for name_, value in (flags | {"dataset": "digits"}).items():
+        assert getattr(found.settings, name_) == value, name_
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(found(images), model(images))
+
+
+def test_archive_that_is_named_like_another_format(tmp_path):
+    torch.save(Agglomerator(**SMALL).state_dict(), tmp_path / "x.safetensors")
+    load_checkpoint(tmp_path / "x.safetensors")
+
+
+def test_names_that_become_one_are_refused(tmp_path):
+    weights = Agglomerator(**SMALL).state_dict()
+    torch.save(weights | prefixed("module.")(weights), tmp_path / "two.pth")
+    assert "more than once" in refused(tmp_path / "two.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_floats_become_float32(tmp_path, dtype):
+    model = Agglomerator(**SMALL).to(dtype)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "x.safetensors")
+    found = load_checkpoint(tmp_path / "x.safetensors").state_dict()
+    for name, value in model.state_dict().items():
+        assert found[name].dtype == (torch.float32 if value.is_floating_point() else value.dtype)
+        assert torch.equal(found[name], value.to(found[name].dtype)), name
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e200])
+@pytest.mark.parametrize("name", ["wTD", "bottom_up.net.2.weight",
+                                  "image_to_tokens.0.block.1.running_var"])  # fmt: skip
+def test_weights_that_are_not_finite_are_refused(tmp_path, name, value):
+    weights = Agglomerator(**SMALL).double().state_dict()
+    weights[name].view(-1)[-1] = value
+    torch.save({"state_dict": weights}, tmp_path / "x.ckpt")
+    message = refused(tmp_path / "x.ckpt")
+    assert name in message and "finite" in message and "earlier checkpoint" in message
+
+
+def test_weights_that_are_integers_are_refused(tmp_path):
+    weights = Agglomerator(**SMALL).state_dict()
+    weights["bottom_up.net.2.weight"] = weights["bottom_up.net.2.weight"].to(torch.int8)
+    torch.save(weights, tmp_path / "x.pth")
+    assert "bottom_up.net.2.weight is of int8" in refused(tmp_path / "x.pth")
+
+
+def test_network_that_is_pickled_whole(tmp_path):
+    torch.save(Agglomerator(**SMALL), tmp_path / "x.pth")
+    assert "state_dict()" in refused(tmp_path / "x.pth")
+
+
 class Command:
     """Runs a command when it is unpickled by a careless loader."""
 
@@ -216,11 +404,12 @@ class Command:
         return os.system, (self.command,)
 
 
+@pytest.mark.parametrize("save", [torch.save, save_legacy])
 @pytest.mark.parametrize("place", ["lr_schedulers", "state_dict", "hyper_parameters"])
-def test_code_in_a_checkpoint_is_not_run(case, tmp_path, place):
+def test_code_in_a_checkpoint_is_not_run(case, tmp_path, place, save):
     marker, path = tmp_path / "marker", tmp_path / "evil.ckpt"
     content = {"state_dict": dict(case["state_dict"]), place: Command(f"touch {marker}")}
-    torch.save(content, path)
+    save(content, path)
     assert "code" in refused(path)
     assert not marker.exists()
     torch.load(path, weights_only=False)

@@ -14,7 +14,7 @@ WRONG_FLAGS = {
     "missing flagfile": (["--flagfile=config/none.cfg"], ["config/none.cfg"]),
     "word that is no flag": (["train"], ["train"]),
     "value of another type": (["--levels=two"], ["levels", "two"]),
-    "patch that does not divide": (["--patch_size=3"], ["--patch_size=3", "1, 2, 4"]),
+    "patch that does not divide": (["--patch_size=3"], ["--patch_size=3", "one of 1, 2."]),
     "no such state": (["--denoise_iter=9"], ["--denoise_iter=9", "0 to 4"]),
     "wrong number of classes": (["--n_classes=7"], ["--n_classes=7", "--n_classes=10"]),
     "batch larger than the data": (["--batch_size=2000"], ["--batch_size=2000", "1150"]),

@@ -38,6 +38,15 @@ def test_training_draws_logs_and_animates_islands(stage_one):
         assert {f"val_islands_{name}_{level}" for level in (0, 1)} <= set(header.split(","))
 
 
+def test_a_backend_that_is_not_there_does_not_stop_a_run(tmp_path):
+    backend = "module://matplotlib_inline.backend_inline"
+    flags = "--exp_name=n", "--max_epochs=1", "--limit_train=2", "--limit_val=1", "--plot_islands"
+    flags = *SMALL, f"--output_dir={tmp_path}", *flags
+    said = run_program(*flags, environment={"MPLBACKEND": backend}).stdout
+    assert said.count(f"MPLBACKEND={backend}") == 1
+    assert is_picture(tmp_path / "n" / "islands" / "contrastive.png")
+
+
 def test_scores_of_a_test_are_those_of_its_islands(stage_one_checkpoint, tmp_path):
     result = small_run(
         tmp_path,

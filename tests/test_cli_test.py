@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, run_here, run_program, save_published, small_run
+from conftest import SMALL, run_program, run_words, save_published, small_run
 from sklearn.datasets import load_digits
 
 from agglomerator import load_checkpoint
@@ -138,15 +138,15 @@ def test_results_of_other_settings_are_kept(stage_two_checkpoint, tmp_path):
     words = [*SMALL, "--mode=test", "--exp_name=t", f"--output_dir={tmp_path}", "--limit_test=2"]
     words += ["--iters=4", f"--load_checkpoint_dir={stage_two_checkpoint}"]
     folder, path = tmp_path / "t", tmp_path / "t" / "test_supervised.json"
-    run_here(*words)
+    run_words(*words)
     first = path.read_bytes()
     record = json.loads(first)
     assert record["git"] == git_state()
     assert record["settings"].items() >= dict(iters=4, seed=42, limit_test=2).items()
-    run_here(*words, "--num_workers=0", "--iters=None")  # says the same
+    run_words(*words, "--num_workers=0", "--iters=None")  # says the same
     assert json.loads(path.read_bytes()) == record and not (folder / "earlier").exists()
 
-    said = run_here(*words, "--iters=2", "--limit_test=2.0")
+    said = run_words(*words, "--iters=2", "--limit_test=2.0")
     (aside,) = (folder / "earlier").iterdir()
     assert f"Earlier results (of --iters=4) were moved to {aside}." in said
     assert (aside / path.name).read_bytes() == first
@@ -159,10 +159,10 @@ def test_results_of_other_settings_are_kept(stage_two_checkpoint, tmp_path):
     content = torch.load(other, weights_only=True)
     content["state_dict"]["model.wl"] += 1
     torch.save(content, other)
-    said = run_here(*words, "--iters=2", f"--load_checkpoint_dir={other}")
+    said = run_words(*words, "--iters=2", f"--load_checkpoint_dir={other}")
     assert f"Earlier results (of other weights, {stage_two_checkpoint}) were moved to" in said
     path.write_text("{}")
-    said = run_here(*words, "--iters=2", f"--load_checkpoint_dir={other}")
+    said = run_words(*words, "--iters=2", f"--load_checkpoint_dir={other}")
     assert "Earlier results (of other weights, not known which) were moved to" in said
     assert len(list((folder / "earlier").iterdir())) == 3
 
@@ -170,11 +170,11 @@ def test_results_of_other_settings_are_kept(stage_two_checkpoint, tmp_path):
 def test_features_of_another_network_are_kept(stage_one_checkpoint, stage_two_checkpoint, tmp_path):
     folder = tmp_path / "f"
     words = [*SMALL, "--mode=freeze", "--exp_name=f", f"--output_dir={tmp_path}"]
-    run_here(*words, f"--load_checkpoint_dir={stage_one_checkpoint}")
+    run_words(*words, f"--load_checkpoint_dir={stage_one_checkpoint}")
     names = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     del names[".freeze.lock"]
-    assert len(names) == 11
-    said = run_here(*words, f"--load_checkpoint_dir={stage_two_checkpoint}")
+    assert len(names) == 14
+    said = run_words(*words, f"--load_checkpoint_dir={stage_two_checkpoint}")
     assert f"Earlier results (of other weights, {stage_one_checkpoint}) were moved to" in said
     (aside,) = (folder / "earlier").iterdir()
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == names

@@ -137,8 +137,9 @@ def test_prediction_leaves_the_device_at_its_end_alone(module):
 
 def test_class_means(module):
     with on_one_device():
-        module.set_class_means(torch.empty(9, 8, device="meta"), batch()[1].new_empty(9))
-    assert module.class_sums.device.type == "meta"
+        means = module.metrics.class_means
+        means.update(torch.empty(9, 8, device="meta"), batch()[1].new_empty(9))
+        assert means.compute().device.type == "meta"
 
 
 @pytest.mark.parametrize("fault", ["mixed", "waiting", "made of a list", "reading"])

@@ -70,7 +70,7 @@ class Record(Callback):
     def on_validation_end(self, trainer, module):
         names = "val_loss", "val_acc"
         self.figures = {name: trainer.callback_metrics[name] for name in names}
-        self.figures["class_sums"] = module.class_sums.clone()
+        self.figures["class_means"] = module.metrics.class_means.compute()
 
 
 def _train(rank, world, folder, changes, port):
@@ -136,7 +136,7 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path, stage):
         torch.testing.assert_close(found["weights"], one["weights"], **same)
     of_both = [(a + b) / 2 for a, b in zip(*(found["losses"] for found in two), strict=True)]
     torch.testing.assert_close(of_both, one["losses"], **same)
-    names = ["val_acc", "class_sums"] + ["val_loss"] * (stage != "contrastive")
+    names = ["val_acc", "class_means"] + ["val_loss"] * (stage != "contrastive")
     for name in names:  # the contrastive loss of validation is that of each process's batches
         torch.testing.assert_close(two[0]["figures"][name], one["figures"][name], **same)
     torch.testing.assert_close(two[0]["weights"], two[1]["weights"], atol=0, rtol=0)

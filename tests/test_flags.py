@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT, run_program
 
 from agglomerator import flags
-from agglomerator.flags import _ShareOrNumber
+from agglomerator.flags import _Number, _ShareOrNumber
 from agglomerator.settings import FIELDS, Settings
 
 # The table of SPEC section 2.
@@ -165,6 +165,19 @@ def test_share_or_number(text, value):
 def test_neither_share_nor_number(text):
     with pytest.raises(ValueError):
         _ShareOrNumber().parse(text)
+
+
+@pytest.mark.parametrize("text, value", [("0", 0), ("2", 2), ("1.5", 1.5), ("2.0", 2)])
+def test_radius_may_be_a_fraction(text, value):
+    found = _Number().parse(text)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_radius_that_is_no_number_is_refused():
+    assert parse("--local_consensus_radius=wide")["error"] == (
+        "--local_consensus_radius=wide: must be a number."
+    )
 
 
 def test_misspelt_flag_suggests_the_right_one():

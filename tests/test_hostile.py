@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import io
 import pickle
+import pickletools
 import random
 import resource
 import shutil
@@ -16,6 +17,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from absl.flags import FLAGS
 from conftest import ROOT, SMALL, run_program
@@ -182,16 +184,95 @@ def test_damaged_checkpoints(trained, tmp_path):
         attempt(use, path)
 
 
+def save_legacy(content, path):
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def save_safetensors(content, path):
+    flags = content["hyper_parameters"]
+    told = {name: str(flags[name]) for name in checkpoints.MODEL_SETTINGS}
+    safetensors.torch.save_file(content["state_dict"], path, told)
+
+
+@pytest.mark.parametrize("save", [save_legacy, save_safetensors])
+def test_damaged_checkpoints_of_other_formats(trained, tmp_path, save):
+    draw, path = random.Random(9), tmp_path / "x.ckpt"
+    save(torch.load(trained[1], weights_only=True), path)
+    assert attempt(use, path)
+    assert refused(draw, path, path.read_bytes(), use, path, times=300) > 100
+    whole, head = path.read_bytes(), 4000  # what is said of the tensors, without their data
+    for _ in range(300):
+        path.write_bytes(damaged(whole[:head], draw) + whole[head:])
+        attempt(use, path)
+
+
+def test_older_file_with_a_tensor_that_has_no_data(trained, tmp_path):
+    path = tmp_path / "x.pth"
+    save_legacy({"state_dict": {"a": torch.ones(4), "b": torch.ones(4)}}, path)
+    whole, keys = path.read_bytes(), io.BytesIO(path.read_bytes())
+    for _ in range(4):
+        pickletools.dis(keys, out=io.StringIO())
+    start = keys.tell()
+    order = pickle.load(keys)
+    path.write_bytes(whole[:start] + pickle.dumps(order[:1], 2) + whole[keys.tell() :])
+    assert not attempt(checkpoints.load, path, "--load_checkpoint_dir=x.pth")
+
+
+@pytest.mark.parametrize("save", [torch.save, save_legacy])
+def test_wrappers_that_hold_themselves(tmp_path, save):
+    content = {}
+    content["model"] = content
+    save(content, tmp_path / "x.pth")
+    assert not attempt(use, tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("length", [2**40, 2**63, 100, 0])
+def test_safetensors_that_claim_too_much(tmp_path, length):
+    head = b'{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}'
+    (tmp_path / "x").write_bytes(struct.pack("<Q", length) + head)
+    assert not attempt(use, tmp_path / "x")
+    (tmp_path / "x").write_bytes(struct.pack("<Q", len(head)) + head)
+    assert not attempt(use, tmp_path / "x")
+
+
+@pytest.mark.parametrize("mode", ["train", "test", "freeze", "islands"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_used_for_nothing(trained, tmp_path, mode, value):
+    settings, path = trained
+    hostile = tmp_path / "x.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]["model.top_down.net.2.bias"][3] = value
+    torch.save(content, hostile)
+    s = settings.replace(load_checkpoint_dir=str(hostile), output_dir=str(tmp_path / "out"))
+    for resume in (False, True) if mode == "train" else (False,):
+        with pytest.raises(UserError, match="top_down.net.2.bias.*not finite"):
+            getattr(run, mode)(s.replace(resume_training=resume, max_epochs=2), {"dataset"})
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_that_are_not_finite_are_no_figures(trained, tmp_path):
+    """Weights may be finite and what the network makes of an image not."""
+    settings, path = trained
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]["model.image_to_tokens.0.block.1.running_var"].fill_(-1.0)
+    torch.save(content, tmp_path / "x.ckpt")
+    s = settings.replace(load_checkpoint_dir=str(tmp_path / "x.ckpt"), output_dir=str(tmp_path))
+    with pytest.raises(UserError, match="not finite"):
+        run.test(s, {"dataset"})
+    assert not list(tmp_path.rglob("test_*.json"))
+
+
 def test_checkpoints_with_values_of_other_kinds(trained, tmp_path):
     draw, path = random.Random(2), tmp_path / "x.ckpt"
     whole = torch.load(trained[1], weights_only=True)
+    savers = torch.save, save_legacy
     everywhere = [
         at for at in places(whole) if at[0] in ("state_dict", "hyper_parameters", "epoch")
     ]
     succeeded = 0
     for _ in range(500):
         value = draw.choice([*NUMBERS, *TENSORS, REMOVED])
-        torch.save(changed(whole, draw.choice(everywhere), value), path)
+        draw.choice(savers)(changed(whole, draw.choice(everywhere), value), path)
         succeeded += attempt(use, path)
     assert 0 < succeeded < 400
 

@@ -66,6 +66,18 @@ def test_a_later_album_of_the_folder_has_the_same_colours(tmp_path, states):
     assert not np.allclose(*colours)
 
 
+def test_captions_say_how_much_of_the_vectors_colours_show(tmp_path, states):
+    states[..., 0, 2:] = 0  # two axes hold all of level 0
+    sheets = Album(tmp_path, 0.8).sheets(torch.zeros(2, 1, 8, 8), "ab", states, "title")
+    vectors = torch.nn.functional.normalize(states[-1, :, :, 1].double(), dim=-1).flatten(0, 1)
+    squares = torch.linalg.svdvals(vectors - vectors.mean(0)).square()
+    share = (squares[:3].sum() / squares.sum()).item()
+    held = Projection.fit(states[-1]).held(states[-1])
+    assert held[0] == pytest.approx(1, abs=0.03) and held[1] == pytest.approx(share, abs=0.03)
+    assert f"{held[0]:.0%} at level 0, {held[1]:.0%} at level 1" in sheets[0].keywords["note"]
+    assert Projection.fit(states[-1]).held(torch.ones(2, 16, 2, 8)).tolist() == [1, 1]
+
+
 def test_one_row_an_image_with_outlines_and_numbers():
     labels = torch.tensor([[0, 0], [2, 2]]).expand(2, 3, 2, 2).clone()
     labels[1, 2] = 0

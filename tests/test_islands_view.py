@@ -1,12 +1,16 @@
-import importlib.util
 import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -14,10 +18,11 @@ from PIL import Image
 from tornado.ioloop import IOLoop
 from tornado.websocket import websocket_connect
 
-from agglomerator import Agglomerator, load_checkpoint
+from agglomerator import Agglomerator, islands_view, load_checkpoint
 from agglomerator.data.module import Data
 from agglomerator.islands_pictures import Projection, kept_arrays
-from agglomerator.islands_view import MOST_FRAMES, IslandsView, samples, states_of
+from agglomerator.islands_view import EARLY, MOST_FRAMES, IslandsView, Window, samples, states_of
+from agglomerator.islands_window import BACKEND
 from agglomerator.settings import Settings
 from agglomerator.stages import Stage
 
@@ -39,6 +44,22 @@ def test_pictures_take_no_more_than_their_share(view):
         assert view._due() == due
     view.spent, view.drawn_at = 0, now - 1
     assert not view._due()
+
+
+def test_pictures_come_soon_at_first_and_then_ever_later(view):
+    view.provisional, view.last = True, 0.3
+    drawn, now, view.began, view.drawn_at, view.spent = [], 0.0, 0.0, 0.0, 0.0
+    clock = SimpleNamespace(perf_counter=lambda: now)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(islands_view, "time", clock)
+        for now in np.arange(0, 1200, 0.5):
+            if view._due():
+                drawn.append(now)
+                view.drawn_at, view.spent = now, view.spent + view.last
+            if now > 150:
+                assert 2 * view.spent <= max(0.02 * now, 2 * EARLY)
+    assert drawn[:5] == [2, 4, 8, 16, 32] and max(np.diff(drawn)) <= 300
+    assert len(drawn) * 0.3 >= 0.009 * 1200
 
 
 def test_frames_stay_few_and_even(view, tmp_path):
@@ -100,52 +121,123 @@ def test_colours_are_for_the_trained_network_and_its_frames_drawn_again(stage_on
         assert animation.n_frames == len(frames)
 
 
-@pytest.mark.skipif(
-    not (shutil.which("Xvfb") and shutil.which("xdotool") and importlib.util.find_spec("tkinter")),
-    reason="there is no virtual display",
-)
-def test_window_opens_and_ends_in_order_when_it_is_closed(tmp_path):
-    picture = tmp_path / "picture.png"
-    Image.new("RGB", (40, 30), "red").save(picture)
+@pytest.fixture
+def display():
+    """Environment variables of a virtual display."""
+    if not (shutil.which("Xvfb") and shutil.which("xdotool")) or not find_spec("tkinter"):
+        pytest.skip("there is no virtual display")
     ours, theirs = os.pipe()
-    display = subprocess.Popen(["Xvfb", "-displayfd", str(theirs)], pass_fds=[theirs])
-    program = ROOT / "src" / "agglomerator" / "islands_window.py"
+    server = subprocess.Popen(["Xvfb", "-displayfd", str(theirs)], pass_fds=[theirs])
     with open(ours) as number:
-        environment = os.environ | {"DISPLAY": f":{number.readline().strip()}"}
+        yield os.environ | {"DISPLAY": f":{number.readline().strip()}"}
+    server.kill()
+    os.close(theirs)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (40, 30), "red").save(path)
+    return path
+
+
+@contextmanager
+def program(picture, backend, environment=os.environ):
     window = subprocess.Popen(
-        [sys.executable, program, picture],
-        env=environment | {"MPLBACKEND": "tkagg"},
+        [sys.executable, ROOT / "src" / "agglomerator" / "islands_window.py", picture],
+        env=environment | {"MPLBACKEND": backend},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        bufsize=1,
         text=True,
     )
     try:
-        close = ["search", "--name", "Islands", "windowfocus", "key", "q"]
-        for _ in range(60):  # until it is there, and listens
-            time.sleep(1)
-            subprocess.run(["xdotool", *close], env=environment, capture_output=True, timeout=60)
-            if window.poll() is not None:
-                break
-        assert window.wait(timeout=30) == 0
-        assert window.stdout.read() == ""
+        yield window
     finally:
         window.kill()
-        display.kill()
-        os.close(theirs)
 
 
-def test_page_shows_the_picture_anew_and_ends_with_its_training(tmp_path):
-    picture = tmp_path / "picture.png"
-    Image.new("RGB", (40, 30), "red").save(picture)
-    program = ROOT / "src" / "agglomerator" / "islands_window.py"
-    page = subprocess.Popen(
-        [sys.executable, program, picture],
-        env=os.environ | {"MPLBACKEND": "webagg"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+def press_q(window, environment):
+    """Close a window from its keyboard, as soon as it is there and listens."""
+    close = ["search", "--name", "Islands", "windowfocus", "key", "q"]
+    for _ in range(60):
+        time.sleep(1)
+        subprocess.run(["xdotool", *close], env=environment, capture_output=True, timeout=60)
+        if window.poll() is not None:
+            break
+    assert window.wait(timeout=30) == 0
+
+
+def test_window_opens_and_ends_in_order_when_it_is_closed(picture, display):
+    with program(picture, "tkagg", display) as window:
+        press_q(window, display)
+        assert window.stdout.read() == ""
+
+
+def test_window_outlives_a_training_that_bids_it_stay(picture, display):
+    with program(picture, "tkagg", display) as window:
+        window.stdin.write(json.dumps({"stay": False}) + "\n")
+        assert window.stdout.read() == "The islands stay in their window until you close it.\n"
+        window.stdin.close()
+        time.sleep(1)
+        assert window.poll() is None
+        press_q(window, display)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_page_stays_while_somebody_waits(picture, waits):
+    with program(picture, "webagg") as page:
+        assert "http://" in page.stdout.readline()
+        page.stdin.write(json.dumps({"stay": waits}) + "\n")
+        if waits:
+            assert "until you press Ctrl-C" in page.stdout.readline()
+            assert page.poll() is None
+            page.stdin.close()
+        assert page.wait(timeout=30) == 0
+
+
+def test_a_run_in_the_foreground_of_a_terminal_waits_for_ctrl_c(picture):
+    code = (
+        "import sys; from pathlib import Path; from agglomerator.islands_view import Window; "
+        "window = Window(); window.wanted = True; window.show(Path(sys.argv[1])); window.stay(); "
+        "print('at its end')"
     )
-    try:
+    environment = os.environ | {"MPLBACKEND": "webagg", "PYTHONPATH": str(ROOT / "src")}
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execve(sys.executable, [sys.executable, "-c", code, str(picture)], environment)
+    said = b""
+    with suppress(OSError):  # that is how a terminal ends
+        while part := os.read(terminal, 4096):
+            said += part
+            if b"until you press Ctrl-C." in part:
+                assert b"at its end" not in said
+                os.write(terminal, b"\x03")
+    assert os.waitpid(process, 0)[1] == 0
+    assert b"at its end" in said, said
+
+
+def test_no_window_is_told_once_and_only_where_one_is_wanted(picture, monkeypatch, capfd):
+    monkeypatch.setenv(BACKEND, "module://nowhere")
+    window = Window()
+    window.show(picture)
+    assert window.process is None
+    window.wanted = True
+    for _ in range(2):
+        window.show(picture)
+    window.stay()
+    line, nothing = capfd.readouterr().out.split("\n")
+    assert line.startswith("--plot_islands: no window by MPLBACKEND=module://nowhere (")
+    assert "MPLBACKEND=webagg" in line and not nothing
+    monkeypatch.setenv(BACKEND, "agg")
+    window.process = None
+    window.show(picture)
+    window.stay()
+    assert capfd.readouterr().out == ""
+
+
+def test_page_shows_the_picture_anew_and_ends_with_its_training(tmp_path, picture):
+    with program(picture, "webagg") as page:
         said = page.stdout.readline()
         address = said.split("http://")[1].split()[0]
         for _ in range(50):
@@ -177,5 +269,3 @@ def test_page_shows_the_picture_anew_and_ends_with_its_training(tmp_path):
         IOLoop(make_current=False).run_sync(watch, timeout=60)
         page.stdin.close()
         assert page.wait(timeout=30) == 0
-    finally:
-        page.kill()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import random
 import resource
@@ -12,12 +13,14 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
-from conftest import ENVIRONMENT, ROOT, SMALL, run_here, run_program, small_run
+from conftest import ENVIRONMENT, ROOT, SMALL, run_program, run_words, small_run
 from PIL import Image
 from test_cli_errors import contents
 
+from agglomerator import meaning_pictures, record, report
 from agglomerator.resume import keep_metrics
 
 SIGNALS = [signal.SIGKILL] * 3 + [signal.SIGTERM] * 2 + [signal.SIGINT, signal.SIGUSR1]
@@ -251,9 +254,9 @@ def test_a_finished_job_says_so_and_what_comes_next(tmp_path, stage_one_checkpoi
     words = [*SMALL, "--exp_name=done", f"--output_dir={tmp_path}", "--limit_train=2"]
     words += ["--supervise", "--supervised_epochs=1", "--supervised_learning_rate=0.01"]
     last = tmp_path / "done" / "checkpoints" / "supervised_last.ckpt"
-    run_here(*words, f"--load_checkpoint_dir={stage_one_checkpoint}")
+    run_words(*words, f"--load_checkpoint_dir={stage_one_checkpoint}")
     before = contents(tmp_path)
-    said, following = run_here(*words, "--resume_training").splitlines()
+    said, following = run_words(*words, "--resume_training").splitlines()
     assert said.startswith(f"It is done: {last} has done 1 epochs; ")
     assert "more than --supervised_epochs=1" in said
     best = last.with_name("supervised_best.ckpt")
@@ -261,7 +264,7 @@ def test_a_finished_job_says_so_and_what_comes_next(tmp_path, stage_one_checkpoi
     assert contents(tmp_path) == before
 
     words += ["--resume_training", "--supervised_epochs=2", "--supervised_learning_rate=0.5"]
-    said = run_here(*words)
+    said = run_words(*words)
     assert "--supervised_learning_rate: the resumed run keeps 0.01." in said
     assert "learning rate up to 0.01" in said and "minutes since it went on" in said
     stored = torch.load(last, weights_only=True)["hyper_parameters"]
@@ -273,11 +276,11 @@ def test_a_finished_job_says_so_and_what_comes_next(tmp_path, stage_one_checkpoi
 def test_an_unnamed_run_is_called_as_the_data_set_of_its_checkpoint(stage_one_checkpoint, tmp_path):
     words = ["--logger=none", f"--output_dir={tmp_path}", "--limit_train=2", "--limit_test=1"]
     words += [f"--load_checkpoint_dir={stage_one_checkpoint}", "--batch_size=32", "--max_epochs=1"]
-    said = run_here(*words, "--mode=all")
+    said = run_words(*words, "--mode=all")
     assert "top-1" in said and [path.name for path in tmp_path.iterdir()] == ["digits"]
-    said = run_here(*words, "--mode=all", "--resume_training")
+    said = run_words(*words, "--mode=all", "--resume_training")
     assert said.count("It is done: ") == 2
-    said = run_here(*words, "--supervise", "--resume_training")
+    said = run_words(*words, "--supervise", "--resume_training")
     assert f"moved to {tmp_path / 'digits' / 'earlier'}" in said
     (line,) = (line for line in said.splitlines() if line.startswith("Next: "))
     assert "--exp_name=digits" in line and [path.name for path in tmp_path.iterdir()] == ["digits"]
@@ -357,3 +360,19 @@ def test_metrics_are_kept_up_to_a_step_whatever_the_last_line(tmp_path, torn):
     path.write_text("epoch,lo")
     keep_metrics(path, 10)
     assert not path.exists()
+
+
+def test_json_has_null_for_what_is_not_known(tmp_path):
+    """NaN and Infinity, which Python would write, are no JSON."""
+    unknown = {"a": np.nan, "b": [1.5, (np.float64("inf"), -math.inf)], "c": {"d": math.nan}}
+    known = {"a": None, "b": [1.5, [None, None]], "c": {"d": None}}
+    counts = np.array([[1, 0], [0, 1]])
+    shown = {"dataset": "digits", "top1": 1.0, "images": 2}
+    report.write_test(tmp_path, "supervised", unknown | shown, counts, ["0", "1"])
+    meaning_pictures.write(tmp_path, unknown, {})
+    record.write(tmp_path / "run.json", [unknown])
+    wanted = {"test_supervised": known | shown, "meaning": known, "run": [known]}
+    for name, content in wanted.items():
+        assert json.loads((tmp_path / f"{name}.json").read_text(), parse_constant=pytest.fail) == (
+            content
+        )

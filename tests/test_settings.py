@@ -8,8 +8,14 @@ from agglomerator.settings import FIELDS, Settings, UserError
 
 # Settings that cannot work, and what the message must name: the flag with its value, and a way out.
 REFUSED = {
-    "patch": (dict(patch_size=3), "--patch_size=3", "1, 2, 4, 8"),
-    "no channels": (dict(patch_size=8, patch_dim=32), "--patch_dim=32", "128"),
+    "patch": (dict(patch_size=3), "--patch_size=3", "one of 1, 2, 4."),
+    "no channels": (dict(patch_size=4, patch_dim=16), "--patch_dim=16", "32"),
+    "one column": (dict(patch_size=8, patch_dim=128), "--patch_size=8", "one of 1, 2, 4."),
+    "one column of a prime": (
+        dict(image_size=28, conv_image_size=7, patch_size=7, patch_dim=98),
+        "--patch_size=7",
+        "one of 1.",
+    ),
     "odd channels": (dict(patch_dim=9), "--patch_dim=9", "2"),
     "grid": (dict(conv_image_size=7), "--conv_image_size=7", "8, 16, 32"),
     "grid of 28": (dict(image_size=28), "--conv_image_size=8", "7, 14, 28"),
@@ -27,6 +33,7 @@ REFUSED = {
     "consensus": (dict(consensus_temperature=0.0), "--consensus_temperature=0.0", "0.05"),
     "agreement": (dict(agreement=-1.0), "--agreement=-1.0", "at least 0"),
     "radius": (dict(local_consensus_radius=-1), "--local_consensus_radius=-1", "at least 0"),
+    "radius as text": (dict(local_consensus_radius="2"), "--local_consensus_radius='2'", "float"),
     "text": (dict(levels="2"), "--levels='2'", "int"),
     "boolean": (dict(levels=True), "--levels=True", "int"),
     "number": (dict(supervise=1), "--supervise=1", "bool"),
@@ -72,7 +79,7 @@ def test_message_names_flag_value_and_what_works(values, flag, way_out):
 
 
 @pytest.mark.parametrize("patch_dim", [6, 16, 32, 36, 100])
-@pytest.mark.parametrize("patch_size", [1, 2, 4, 8])
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
 def test_advice_on_patches_works(patch_dim, patch_size):
     try:
         Settings(patch_dim=patch_dim, patch_size=patch_size)
@@ -105,7 +112,17 @@ def test_ends_of_the_limits_are_allowed():
     for state in (-5, 0, 4):
         Settings(denoise_iter=state)
     Settings(dropout=0.0)
+    for radius in (0, 2, 0.5, 1.5, 1e300):
+        Settings(local_consensus_radius=radius)
     Settings(limit_train=0.5, limit_val=0, limit_test=3)
+
+
+def test_loggers_that_write_utf8_refuse_names_that_are_none():
+    for logger, name in (("tensorboard", "exp_name"), ("wandb", "data_dir")):
+        with pytest.raises(UserError, match=f"--{name}=a.*--logger=csv"):
+            Settings(logger=logger, **{name: "a\udcff"})
+    Settings(logger="csv", exp_name="a\udcff", data_dir="\udcff")
+    Settings(logger="tensorboard", data_dir="\udcff")
 
 
 def test_replace_checks_anew():

@@ -10,7 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from agglomerator.processes import at_least_float
+from agglomerator.precision import at_least_float
 
 WIDTH = 0.08  # of colours that attract each other, on the scale 0 to 1
 STEP = 0.08  # least difference of settled colours that parts two neighbours

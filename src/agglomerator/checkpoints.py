@@ -2,45 +2,30 @@
 
 A checkpoint of this project is Lightning's, with the settings under `hyper_parameters`. A published
 one (Lightning 1.5, torch 1.10) holds the same tensors by the same names, and beside them pickled
-internals of its scheduler, which are passed over.
+internals of its scheduler, which are passed over. A plain state dict tells what its shapes show.
 """
 
 import dataclasses
 import hashlib
-import math
-import re
-import zipfile
 from pathlib import Path
 
 import torch
-from torch import serialization
 
+from agglomerator.data import sets
 from agglomerator.data.folder import memory
+from agglomerator.formats import DERIVED, check_numbers, load, weights_of
 from agglomerator.model import Agglomerator
-from agglomerator.settings import FIELDS, INPUT_SETTINGS, MODEL_SETTINGS, UserError
+from agglomerator.preprocessing import Preprocessing
+from agglomerator.settings import FIELDS, INPUT_SETTINGS, MODEL_SETTINGS, SPLIT_SETTINGS, UserError
+from agglomerator.shapes import same_mask, shapes_show
 
-PREFIX = "model."
+CLASSIFIER = "classification_head_from_contr."
 
 # Networks that come with the project: `pretrained:NAME` is NAME.ckpt in this folder.
 SHELF, ON_SHELF = Path(__file__).parent / "pretrained", "pretrained:"
 
-# Names that published checkpoints pickle beside their tensors. None of them is needed: an inert
-# object takes the place of each, and any other name is a reason to refuse the file.
-PASSED_OVER = ("builtins.getattr", "torch.optim.", "pytorch_lightning.", "pl_bolts.")
-
-
 # A published checkpoint always brings its own, whatever a config for the same data says.
 PUBLISHED_PARTS = ("head", "tokenizer", "tokenizer_width", "tokenizer_depth")
-
-
-class _Inert:
-    """Takes the place of whatever a pickle names; does nothing with what it is given."""
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __setstate__(self, state):
-        pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +42,9 @@ class Checkpoint:
         epochs, step: epochs and optimizer steps done.
         resumable: it holds what a training goes on with, not weights alone.
         began_from: `fingerprint` of the weights from which its training began, where it tells.
+        class_names: of its classes in the order of labels, a tuple; None where it does not tell.
+        split_seed: which of its training images were held out; None where it does not tell.
+        training_images: what tells them from others; None where it does not tell.
     """
 
     name: str
@@ -68,6 +56,9 @@ class Checkpoint:
     step: int
     resumable: bool
     began_from: object
+    class_names: tuple | None
+    split_seed: int | None
+    training_images: str | None
 
 
 def read(path):
@@ -87,23 +78,22 @@ def read(path):
         raise UserError(f"{where}: is a folder; {way_out}")
     if not path.is_file():
         raise UserError(f"{where}: there is no such file.")
-    content, n_bytes = _load(path, where), path.stat().st_size
-    weights = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not all(
-        isinstance(name, str) and _is_plain(value) for name, value in weights.items()
-    ):
-        raise UserError(f"{where}: holds no state dict of tensors; it is no checkpoint of a model.")
-    # Strides of zero claim a tensor far larger than what the file holds of it.
-    if sum(value.numel() * value.element_size() for value in weights.values()) > n_bytes:
-        raise UserError(f"{where}: claims tensors larger than the file; copy or write it anew.")
-    weights = {name.removeprefix(PREFIX): value for name, value in weights.items()}
+    content = load(path, where)
+    weights = weights_of(content, where, path.stat().st_size)
     stored = content.get("hyper_parameters")
     stored = stored if isinstance(stored, dict) else {}
     settings = {name: value for name, value in stored.items() if name in FIELDS}
+    if settings.get("normalization") is None and "dataset" in settings:
+        settings["normalization"] = settings["dataset"]
     try:
         shown = shapes_show(weights)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     except (KeyError, ValueError, AttributeError, IndexError, ArithmeticError, RuntimeError):
         raise UserError(f"{where}: holds a network, but not an Agglomerator.") from None
+    check_numbers(weights, where)
+    if "pytorch-lightning_version" in content:  # it leaves no buffer out: without a mask, no radius
+        shown.setdefault("local_consensus_radius", 0)
     epoch, step = content.get("epoch"), content.get("global_step")
     epochs = content.get("epochs_done", epoch + 1 if isinstance(epoch, int) else 0)
     return Checkpoint(
@@ -116,7 +106,25 @@ def read(path):
         step=step if isinstance(step, int) else 0,
         resumable=content.keys() >= {"optimizer_states", "lr_schedulers", "loops"},
         began_from=content.get("began_from"),
+        **_data_of(stored, shown["n_classes"]),
     )
+
+
+def _data_of(stored, n_classes):
+    """What hyper parameters tell of the data; older checkpoints tell the name of the data set,
+    which says it all but of a folder."""
+    names, dataset = stored.get("class_names"), stored.get("dataset")
+    seed, images = stored.get("split_seed", stored.get("seed")), stored.get("training_images")
+    entry = sets.DATA_SETS.get(dataset) if isinstance(dataset, str) else None
+    if entry is not None and entry.classes is not None:
+        names = entry.classes if names is None else names
+        images = dataset if images is None else images
+    named = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return {
+        "class_names": tuple(names) if named and len(set(names)) == n_classes else None,
+        "split_seed": seed if type(seed) is int and 0 <= seed < 2**32 else None,
+        "training_images": images if isinstance(images, str) else None,
+    }
 
 
 def fingerprint(weights):
@@ -145,7 +153,8 @@ def shelve(source, target):
         target: file to write, a fifth or less in size.
     """
     content = torch.load(source, map_location="cpu", weights_only=True)
-    described = (*MODEL_SETTINGS, *INPUT_SETTINGS, "normalization", "stage")
+    described = (*MODEL_SETTINGS, *INPUT_SETTINGS, *SPLIT_SETTINGS, "normalization", "stage")
+    described += ("class_names", "split_seed", "training_images")
     stored = content["hyper_parameters"]
     weights = {
         name: value.half() if value.is_floating_point() and value.dim() > 1 else value
@@ -154,90 +163,6 @@ def shelve(source, target):
     kept = {name: content[name] for name in ("epoch", "global_step", "pytorch-lightning_version")}
     stored = {name: stored[name] for name in described if name in stored}
     torch.save(kept | {"state_dict": weights, "hyper_parameters": stored}, target)
-
-
-def _is_plain(value):
-    """Whether it is a tensor of real numbers, one beside the other."""
-    return (
-        isinstance(value, torch.Tensor)
-        and not (value.is_nested or value.is_quantized or value.is_complex() or value.is_meta)
-        and value.layout is torch.strided
-    )
-
-
-def _load(path, where):
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{where}: is cut short or no checkpoint at all; copy or write it anew.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            # PyTorch packs nothing; what is packed can unpack to more than the memory.
-            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
-            if packed or archive.testzip() is not None:
-                raise zipfile.BadZipFile
-        foreign = serialization.get_unsafe_globals_in_checkpoint(path)
-        refused = [name for name in foreign if not name.startswith(PASSED_OVER)]
-        if refused:
-            raise UserError(
-                f"{where}: carries code ({', '.join(sorted(refused)[:3])}), which a checkpoint has "
-                "no need of; refused, nothing of it was run."
-            )
-        inert = [(_Inert, name) for name in foreign]
-        with serialization.safe_globals(inert):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except Exception:  # damaged archives and pickles raise anything
-        raise UserError(f"{where}: is damaged or no checkpoint; copy or write it anew.") from None
-
-
-def shapes_show(weights):
-    """The settings that the shapes of a state dict show.
-
-    Those that leave no trace in shapes (iters, denoise_iter, dropout, consensus_self) are left
-    out; image_size is taken for four times the grid, the published tokenizer's stride.
-    """
-    convs = [
-        value.shape
-        for name, value in weights.items()
-        if name.startswith("image_to_tokens.0.block.") and value.dim() == 4
-    ]
-    levels, patch_dim = weights["init_levels"].shape
-    patch_size = round((patch_dim / convs[-1][0]) ** 0.5)
-    n_columns = weights["bottom_up.net.1.weight"].shape[0]
-    grid = round(n_columns**0.5) * patch_size
-    mask = weights.get("attention.non_local_mask")
-    hidden, width = weights["contrastive_head.5.weight"].shape
-    flat = hidden == width == n_columns * patch_dim
-    channels = convs[0][0]
-    if any(re.match(r"image_to_tokens\.0\.block\.\d+\.block\.", name) for name in weights):
-        tokenizer, depth = "residual", (len(convs) - 3) // 2
-    elif len(convs) > 2 and convs[1][0] != channels:
-        tokenizer, depth = "vgg", len(convs) - 4
-    else:
-        tokenizer, depth = "convmlp", len(convs)
-    settings = {
-        "patch_size": patch_size,
-        "patch_dim": patch_dim,
-        "levels": levels,
-        "n_channels": convs[0][1],
-        "tokenizer_width": None if channels == convs[-1][0] // 2 else channels,
-        "tokenizer": tokenizer,
-        "tokenizer_depth": depth,
-        "head": "flatten" if flat else "grid",
-        "conv_image_size": grid,
-        "image_size": 4 * grid,
-        "contr_dim": weights["contrastive_head.10.weight"].shape[0],
-        "n_classes": weights["classification_head_from_contr.2.weight"].shape[0],
-        "local_consensus_radius": 0 if mask is None else _radius(mask[0], grid // patch_size),
-    }
-    if not flat:
-        settings["head_side"] = math.isqrt(width // patch_dim)
-    return settings
-
-
-def _radius(mask, grid_size):
-    """Largest distance, in columns along a side, at which the mask lets columns attend."""
-    return int((~mask[0, :grid_size]).sum()) - 1
 
 
 def check_size(settings):
@@ -256,11 +181,12 @@ def check_size(settings):
         )
 
 
-def build(checkpoint, **flags):
+def build(checkpoint, new_classes=None, **flags):
     """The network of a checkpoint with its weights, in evaluation mode.
 
     Args:
         checkpoint: what `read` returned.
+        new_classes: how many classes a new classifier tells; None for the checkpoint's own.
         **flags: settings that win over those of the checkpoint.
 
     Raises:
@@ -280,6 +206,10 @@ def build(checkpoint, **flags):
         shown["head_side"] = side
     if settings["tokenizer_width"] == shown["patch_dim"] // shown["patch_size"] ** 2 // 2:
         settings["tokenizer_width"] = None  # says the same
+    radius = "local_consensus_radius"
+    given = settings.get(radius, 0)
+    if same_mask(given, shown.setdefault(radius, checkpoint.settings.get(radius, given)), side):
+        shown.pop(radius)
     wrong = {name: value for name, value in shown.items() if settings[name] != value}
     if wrong:
         fit = " ".join(f"--{name}={value}" for name, value in wrong.items())
@@ -290,9 +220,9 @@ def build(checkpoint, **flags):
             expected = Agglomerator(**settings).state_dict()
     except (UserError, RuntimeError) as error:
         raise UserError(f"{where}: {error}") from None
-    problems = [f"{name} is missing" for name in expected.keys() - checkpoint.weights.keys()] + [
-        f"{name} is unknown" for name in checkpoint.weights.keys() - expected.keys()
-    ]
+    names = {name for name in (*expected, *checkpoint.weights) if not name.endswith(DERIVED)}
+    problems = [f"{name} is missing" for name in names - checkpoint.weights.keys()]
+    problems += [f"{name} is unknown" for name in names - expected.keys()]
     problems += [
         f"{name} is {tuple(checkpoint.weights[name].shape)} instead of {tuple(value.shape)}"
         for name, value in expected.items()
@@ -300,13 +230,21 @@ def build(checkpoint, **flags):
     ]
     if problems:
         raise UserError(f"{where}: its weights do not fit the network: {sorted(problems)[0]}.")
+    weights = checkpoint.weights
+    if new_classes is not None:
+        settings |= {"n_classes": new_classes}
+        weights = {name: w for name, w in weights.items() if not name.startswith(CLASSIFIER)}
     model = Agglomerator(**settings)
-    model.load_state_dict(checkpoint.weights)
+    model.load_state_dict(weights, strict=False)  # DERIVED may differ
     return model.eval()
 
 
 def load_checkpoint(path, **flags):
     """Load a network from a checkpoint of this project or of the published code.
+
+    It brings what it was trained on: `preprocess`, a `Preprocessing`, which makes its input of
+    images, and `class_names`, a list in the order of its logits. Either is None where the
+    checkpoint does not tell: give `dataset`. Images that are plainly not normalised are warned of.
 
     Args:
         path: of the file, or pretrained:NAME.
@@ -318,7 +256,17 @@ def load_checkpoint(path, **flags):
     Raises:
         UserError: the file cannot be read, carries code, or does not fit the flags.
     """
-    return build(read(path), **flags)
+    checkpoint = read(path)
+    model = build(checkpoint, **flags)
+    model.preprocess, names = None, checkpoint.class_names
+    known = checkpoint.settings | flags
+    if known.get("normalization", known.get("dataset")) in sets.DATA_SETS:
+        model.preprocess = Preprocessing(model.settings)
+        model.image_to_tokens.register_forward_pre_hook(model.preprocess.warn)
+    if names is None and "dataset" in flags:
+        names = sets.entry_of(model.settings).classes
+    model.class_names = None if names is None else list(names)
+    return model
 
 
 def complete(settings, given, checkpoint):
@@ -329,17 +277,13 @@ def complete(settings, given, checkpoint):
         given: names of the settings that the user gave.
         checkpoint: what `read` returned.
     """
-    wanted = (*MODEL_SETTINGS, *INPUT_SETTINGS)
+    wanted = (*MODEL_SETTINGS, *INPUT_SETTINGS, "normalization", "seed")
     taken = {
         name: value
         for name, value in checkpoint.settings.items()
         if name in wanted
         and (name not in given or (checkpoint.stage is None and name in PUBLISHED_PARTS))
     }
-    if checkpoint.stage is not None and "normalization" not in given:
-        stored = checkpoint.settings
-        own = stored.get("normalization")
-        taken["normalization"] = stored.get("dataset") if own is None else own
     if checkpoint.stage is None and "conv_image_size" in given:
         taken.pop("image_size", None)
     try:

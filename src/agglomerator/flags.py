@@ -64,6 +64,14 @@ class _ShareOrNumber(flags.ArgumentParser):
         return "share or number"
 
 
+class _Number(flags.FloatParser):
+    """A number; a whole one becomes an integer."""
+
+    def parse(self, argument):
+        value = super().parse(argument)
+        return int(value) if value.is_integer() else value
+
+
 class _Optional(flags.ArgumentParser):
     """What another parser takes, or the word None."""
 
@@ -90,7 +98,8 @@ def define():
         if types == (bool,):
             flags.DEFINE_boolean(name, default, help)
             continue
-        parser = parsers[tuple(kind for kind in types if kind is not NoneType)]
+        kinds = tuple(kind for kind in types if kind is not NoneType)
+        parser = parsers[kinds] if kinds != (int, float) or name.startswith("limit_") else _Number()
         flags.DEFINE(_Optional(parser) if NoneType in types else parser, name, default, help)
 
 
@@ -195,6 +204,8 @@ def _flag_of(line, place):
 def _in_words(name):
     """What a setting may be."""
     if value_types(name) == (int, float):
+        if not name.startswith("limit_"):
+            return "a number"
         return "a share from 0.0 to 1.0, as 0.5, or a whole number of batches, as 10"
     words = {bool: "true or false", int: "a whole number", float: "a number", NoneType: "None"}
     return " or ".join(words.get(kind, "text") for kind in value_types(name))

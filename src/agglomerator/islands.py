@@ -14,7 +14,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torchmetrics import Metric
 
-from agglomerator.processes import at_least_float
+from agglomerator.precision import at_least_float
 
 OF_COLUMNS = "agreement", "number", "inside"
 MASKS = "parts", "objects"

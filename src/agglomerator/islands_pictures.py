@@ -6,10 +6,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 from PIL import Image
 
 from agglomerator.islands import count, islands
+from agglomerator.lettering import Figure, shown
 from agglomerator.resume import written_whole
 
 MOST_SHOWN = 8  # levels, or iterations, in a row
@@ -60,10 +60,27 @@ class Projection:
         with written_whole(path, "wb") as file:
             np.savez(file, mean=self.mean, axes=self.axes, half=self.half)
 
+    def _along(self, vectors):
+        """Unit vectors (..., K, n, d) -> places (..., K, n, 3) on the axes, from -1 to 1."""
+        return np.clip((vectors - self.mean) @ self.axes / self.half, -1, 1)
+
+    def held(self, states):
+        """The share of the variance of the unit vectors that colours show, of each level.
+
+        Args:
+            states: (B, n, K, d).
+
+        Returns:
+            (K,), from 0 to 1; 1 where all vectors are equal.
+        """
+        vectors = F.normalize(states.nan_to_num().double(), dim=-1)
+        vectors = vectors.flatten(0, 1).transpose(0, 1).numpy()  # (K, B*n, d)
+        variance = [x.var(1).sum(-1) for x in (self._along(vectors) * self.half, vectors)]
+        return np.divide(*variance, out=np.ones(len(vectors)), where=variance[1] > 1e-12)
+
     def colours(self, states):
         """states (..., n, K, d) -> colours (..., K, S, S, 3) of sRGB, from 0 to 1."""
-        vectors = F.normalize(states.double(), dim=-1).movedim(-2, -3).numpy()  # (..., K, n, d)
-        along = np.clip((vectors - self.mean) @ self.axes / self.half, -1, 1)
+        along = self._along(F.normalize(states.double(), dim=-1).movedim(-2, -3).numpy())
         side = round(along.shape[-2] ** 0.5)
         return to_srgb(along.reshape(*along.shape[:-2], side, side, 3))
 
@@ -132,18 +149,28 @@ class Album:
         """
         if self.projection is None and not self.open(states):
             self.fit(states[-1])
-        note = (
-            "Equal colour, equal vector, within a level.\nLines surround islands: "
-            f"neighbours of cosine {self.threshold:g} or more."
-        )
         last, first = (
-            {"colours": self.projection.colours(of), "labels": islands(of, self.threshold)}
+            {
+                "colours": self.projection.colours(of),
+                "labels": islands(of, self.threshold),
+                "note": self._note(of),
+            }
             for of in (states[-1], states[:, 0])
         )
         title_of_one = f"{title}: {names[0]}, over the iterations"
         return (
-            partial(draw_levels, images=images, names=names, title=title, note=note, **last),
-            partial(draw_iterations, image=images[0], title=title_of_one, note=note, **first),
+            partial(draw_levels, images=images, names=names, title=title, **last),
+            partial(draw_iterations, image=images[0], title=title_of_one, **first),
+        )
+
+    def _note(self, states):
+        """What colours and lines mean in a picture of states (B, n, K, d)."""
+        held = self.projection.held(states)
+        held = ", ".join(f"{held[level]:.0%} at level {level}" for level in chosen(len(held)))
+        return (
+            "Equal vectors of a level have equal colours. Like colours need not mean like vectors: "
+            f"of the variance here the three axes of colour hold {held}.\n"
+            f"Lines surround islands: neighbours of cosine {self.threshold:g} or more."
         )
 
     def write(self, name, sheet):
@@ -171,16 +198,16 @@ def draw_levels(figure, images, names, colours, labels, title, note):
         The size that suits it, in inches.
     """
     n_images, n_levels = colours.shape[:2]
-    shown = chosen(n_levels)
-    axes, (width, height) = begin(figure, n_images, 1 + len(shown), title, note)
-    names = [short(name) for name in names]
+    levels = chosen(n_levels)
+    axes, (width, height) = begin(figure, n_images, 1 + len(levels), title, note)
+    names = [short(shown(name)) for name in names]
     for i, row in enumerate(axes):
         show_image(row[0], images[i])
         row[0].set_ylabel(names[i], rotation=0, ha="right", va="center", labelpad=6)
-        for ax, level in zip(row[1:], shown, strict=True):
+        for ax, level in zip(row[1:], levels, strict=True):
             show_islands(ax, colours[i, level], labels[i, level])
     axes[0, 0].set_title("input", fontsize=10)
-    for ax, level in zip(axes[0, 1:], shown, strict=True):
+    for ax, level in zip(axes[0, 1:], levels, strict=True):
         ax.set_title(name_of(level, n_levels), fontsize=10)
     return width + 0.08 * max(map(len, names)), height
 

@@ -1,35 +1,42 @@
 """The live view of islands: a window, a page in the browser, files, an animation, the logger."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import torch
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
 
+from agglomerator import islands_window
 from agglomerator.islands_pictures import Album, animate, kept_arrays
-from agglomerator.islands_window import is_there_a_screen
 from agglomerator.report import say
 from agglomerator.resume import written_whole
 
 SAMPLES = 6
 SECONDS = 20  # between two pictures, or more, so that they take no more than
 SHARE = 0.02  # of the time
+FIRST = 2  # seconds until the second picture; until the next ones each time twice as many
+EARLY = 3  # seconds that pictures may take before they fit into their share
 MOST_FRAMES = 60
+ANSWER = 30  # seconds that a window has to answer
 
 
 class IslandsView(Callback):
     """Shows the islands of the same sample images during training, validation and test.
 
-    A first picture before training and a last one after it; in between, no more than `SHARE` of
-    the time goes into pictures. Each is written into the folder, where the last of them make an
-    animation, and shown in a window or a page where there is one, which never holds up the run.
+    A first picture before training and a last one after it; in between some soon, then no more than
+    `SHARE` of the time goes into pictures. Each is written into the folder, where the last of them
+    make an animation, and shown in a window or a page where there is one, which never holds up the
+    run.
 
     Colours are made for what the trained network tells apart: where the folder has no projection
     yet, pictures have provisional colours, and are drawn again at the end of training.
@@ -43,7 +50,7 @@ class IslandsView(Callback):
     def __init__(self, folder, stage, threshold):
         self.album, self.stage = Album(folder, threshold), stage
         self.frames = folder / "frames" / stage
-        self.samples = self.window = None
+        self.samples = None
         self.provisional = False
         self.on = True
 
@@ -51,10 +58,10 @@ class IslandsView(Callback):
         self.on = trainer.is_global_zero
 
     def on_train_start(self, trainer, module):
-        self.began = self.drawn_at = time.perf_counter()
-        self.spent = self.last = 0.0
+        self.spent = 0.0
         self._try(self._drop_frames, trainer.global_step)
         self._show(trainer, module)
+        self.began, self.spent = self.drawn_at, 0.0
 
     def on_train_batch_end(self, trainer, module, *batch):
         if self._due():
@@ -75,17 +82,14 @@ class IslandsView(Callback):
     def on_test_end(self, trainer, module):
         self._show(trainer, module, test=True, log=True)
 
-    def teardown(self, trainer, module, stage):
-        if self.window is not None:
-            Window.wanted = self.window.process.poll() is None  # or the user has closed it
-            self.window.close()
-            self.window = None
-
     def _due(self):
-        """Whether a picture fits into the share of the time that is for pictures."""
+        """Whether to draw: soon at first, then ever later, then as pictures fit into their share of
+        the time."""
         now = time.perf_counter()
+        waited, cost = now - self.drawn_at, self.spent + self.last
         allowed = SHARE * (now - self.began) / (2 if self.provisional else 1)  # drawn again
-        return now - self.drawn_at >= SECONDS and self.spent + self.last <= allowed
+        early = waited >= max(FIRST, self.drawn_at - self.began) and cost <= EARLY
+        return early or (waited >= SECONDS and cost <= allowed)
 
     def _show(self, trainer, module, test=False, log=False):
         began = time.perf_counter()
@@ -117,13 +121,12 @@ class IslandsView(Callback):
                 self.provisional = True
                 self.album.fit(states[-1], keep=False)
         title = f"Islands of agreement, {module.settings.exp_name}\n{when}"
-        note = ", provisional colours" if self.provisional else ""
+        note = "\nprovisional colours" if self.provisional else ""
         sheets = self.album.sheets(images, names, states, title + note)
         paths = {"islands": self.album.write(name, sheets[0])}
         if not test:
             self._keep_frame(paths["islands"], trainer.global_step, states[-1], title)
-            if self.window is None and Window.wanted and is_there_a_screen():
-                self.window = Window(paths["islands"])
+        WINDOW.show(paths["islands"])
         if log:
             paths["iterations"] = self.album.write(f"{name}_iterations", sheets[1])
             for logger in trainer.loggers:
@@ -219,24 +222,65 @@ def log_pictures(logger, paths, step):
 
 
 class Window:
-    """A window or page that shows a picture file, by matplotlib's backend; a process of its own.
-
-    Args:
-        path: of the file, which is there already.
+    """The window or page of a run, by matplotlib's backend, through all of its stages; a process of
+    its own. Set `wanted` for it to open with the first picture; the user may close it any time.
     """
 
-    wanted = True  # until the user closes one
+    def __init__(self):
+        self.wanted, self.process = False, None
 
-    def __init__(self, path):
-        program = Path(__file__).with_name("islands_window.py")
+    def show(self, path):
+        """Show a picture file, which is there already."""
+        if self.wanted and self.process is None:
+            self._open(path)
+        else:
+            self._tell(show=str(path.absolute()))
+
+    def stay(self):
+        """At the end of the run leave the window to the user. Where the run has the foreground of a
+        terminal, wait for Ctrl-C while there is a page."""
+        if self.process is not None:
+            waits = is_in_foreground()
+            self._tell(stay=waits)
+            with suppress(KeyboardInterrupt):
+                self.relay.join(None if waits else ANSWER)
+            self.process.stdin.close()
+
+    def _open(self, path):
+        program = Path(islands_window.__file__)
         alone = {"start_new_session": True} if os.name == "posix" else {}  # not for Ctrl-C
         self.process = subprocess.Popen(
-            [sys.executable, program, path],
+            [sys.executable, program, path.absolute()],
+            bufsize=0,
             stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             **alone,
         )
+        self.relay = Thread(target=self._relay, daemon=True)
+        self.relay.start()
 
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
+    def _relay(self):
+        for line in self.process.stdout:
+            say(line.decode(errors="replace").rstrip())
+
+    def _tell(self, **what):
+        if self.process is not None:
+            with suppress(OSError):  # the user has closed it
+                self.process.stdin.write(json.dumps(what).encode() + b"\n")
+
+
+WINDOW = Window()
+
+
+def is_in_foreground():
+    """Whether somebody sits before the run, and can end it by Ctrl-C."""
+    streams = sys.stdin, sys.stdout
+    if not all(stream is not None and stream.isatty() for stream in streams):
+        return False
+    try:
+        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except AttributeError:  # Windows
+        return True
+    except OSError:  # another session's terminal
+        return False

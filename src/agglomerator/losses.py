@@ -2,7 +2,8 @@
 
 import torch
 
-from agglomerator.processes import at_least_float, gather, rank, without_autocast
+from agglomerator.precision import at_least_float, without_autocast
+from agglomerator.processes import gather, rank
 
 
 def supervised_contrastive_loss(embedding, labels, temperature=0.07, across_processes=True):

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agglomerator.report import classified_by
-
 POINTS = 2000  # images in a picture: more hide one another, and t-SNE takes minutes
 PERPLEXITY = 30
 SHUFFLES = 1000
@@ -150,7 +148,7 @@ def scores(embedding, labels, predicted, hierarchy, n_classes, seed=0):
     return record | {"mistakes": mistakes(confusion, hierarchy)}
 
 
-def record_of(settings, stage, checkpoint, embedding, labels, predicted, data):
+def record_of(settings, stage, checkpoint, embedding, labels, predicted, data, classified_by):
     """What is known of the embedding of the test set, as a dictionary for JSON."""
     hierarchy, classes = data.hierarchy, data.classes
     supers = None
@@ -165,7 +163,7 @@ def record_of(settings, stage, checkpoint, embedding, labels, predicted, data):
         "stage": stage,
         "checkpoint": checkpoint,
         "images": len(labels),
-        "classified_by": classified_by(stage),
+        "classified_by": classified_by,
         "error": float((predicted != labels).mean()),
         "hierarchy": None if hierarchy is None else hierarchy.name,
         "super_classes": supers,

@@ -1,18 +1,20 @@
 """Pictures of the space of meanings: the embedding in two dimensions, the tree of the classes."""
 
-import json
+import io
 from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
 from matplotlib.colors import to_rgba_array
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from PIL import Image
 from torchvision.transforms.v2.functional import resize
 
+from agglomerator.lettering import Figure
 from agglomerator.meaning import ClassTree, Points
-from agglomerator.resume import written_whole
+from agglomerator.resume import write_json, written_whole
+from agglomerator.terminal import escaped
 
 THUMBNAIL = 64  # pixels
 WIDTH = 8.3  # inches, at 100 pixels to the inch the width of a README
@@ -222,8 +224,7 @@ def draw(embedding, labels, scored, settings, data):
 def write(folder, record, figures):
     """Write meaning.json, and each figure as .png and .pdf; returns the paths."""
     paths = [folder / "meaning.json"]
-    with written_whole(paths[0]) as file:
-        file.write(json.dumps(record, indent=2) + "\n")
+    write_json(paths[0], record)
     for name, figure in figures.items():
         for kind in ("png", "pdf"):
             paths.append(folder / f"{name}.{kind}")
@@ -250,6 +251,7 @@ def log(loggers, points, figures, embedding, predicted, data):
         tops = hierarchy.super_labels[points.labels]
         names["super-class"] = [hierarchy.super_classes[top] for top in tops]
     names["predicted"] = [classes[label] for label in predicted[points.rows]]
+    names = {column: list(map(escaped, of)) for column, of in names.items()}
     for logger in loggers:
         kind = type(logger).__name__
         if kind == "TensorBoardLogger":
@@ -291,4 +293,12 @@ def _log_to_wandb(run, points, figures, names, thumbnails):
             columns |= {f"{name} {i + 1}": xy[:, i].tolist() for i in range(2)}
     rows = list(zip(*columns.values(), strict=True))
     table = wandb.Table(columns=list(columns), data=rows)
-    run.log({"points": table} | {name: wandb.Image(figure) for name, figure in figures.items()})
+    pictures = {name: wandb.Image(_rendered(figure)) for name, figure in figures.items()}
+    run.log({"points": table} | pictures)
+
+
+def _rendered(figure):
+    """The figure as a PIL image: W&B takes no subclass of matplotlib's Figure."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=150)
+    return Image.open(file)

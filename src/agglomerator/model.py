@@ -20,7 +20,8 @@ from einops.layers.torch import Rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from agglomerator.processes import BatchNorm2d, at_least_float, without_autocast
+from agglomerator.precision import at_least_float, without_autocast
+from agglomerator.processes import BatchNorm2d
 from agglomerator.settings import Settings
 
 SELF_SCORE = -5e-4
@@ -180,27 +181,33 @@ def standardize(x):
     return F.layer_norm(x, x.shape[-1:])  # sums in float32, whatever it is given
 
 
+def distances(grid_size):
+    """Distances between the columns of a grid: (n, n) float64, exact where they are integers."""
+    side = torch.arange(grid_size, dtype=torch.float64)
+    place = torch.cartesian_prod(side, side)  # (n, 2), row-major
+    return torch.cdist(place, place, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 class ConsensusAttention(nn.Module):
     """Attention among the columns of an image, for each level apart, without learned projections.
 
     q = L, key = L / |L|, value = L; a column's score with itself is -5e-4 unless `consensus_self`;
-    with a radius r > 0, columns farther apart than r on the grid do not attend to each other. With
-    a temperature t the score is the cosine of two columns over t, whatever their lengths: a step of
-    mean shift (Comaniciu and Meer 2002) over directions, which draws like vectors together.
+    with a radius r > 0, which may be a fraction, columns farther apart than r on the grid do not
+    attend to each other. With a temperature t the score is the cosine of two columns over t,
+    whatever their lengths: a step of mean shift (Comaniciu and Meer 2002) over directions, which
+    draws like vectors together.
     """
 
     def __init__(self, grid_size, consensus_self=False, radius=0, temperature=None):
         super().__init__()
         self.consensus_self, self.radius, self.temperature = consensus_self, radius, temperature
         if radius > 0:
-            side = torch.arange(grid_size, dtype=torch.float32)
-            place = torch.cartesian_prod(side, side)  # (n, 2), row-major
-            squared = (place[:, None] - place[None]).square().sum(-1)
-            self.register_buffer("non_local_mask", (squared > radius**2)[None])
-            self.tile = min(grid_size, max(4, 2 * radius))
+            self.register_buffer("non_local_mask", (distances(grid_size) > radius)[None])
+            self.reach = int(min(radius, grid_size - 1))  # in columns along a side
+            self.tile = min(grid_size, max(4, 2 * self.reach))
             self.beyond = -grid_size % self.tile  # columns that the last tiles lack
             number = torch.arange(1.0, grid_size**2 + 1)[None, None]  # 0 is outside the grid
-            query, key = (self._windows(number, around)[0, :, 0] for around in (0, radius))
+            query, key = (self._windows(number, around)[0, :, 0] for around in (0, self.reach))
             query, key = query[..., None].long(), key[:, None].long()
             far = F.pad(self.non_local_mask[0], (1, 0, 1, 0), value=True)[query, key]
             # Tiles may reach beyond the grid: what is computed there is not used, but finite.
@@ -257,7 +264,7 @@ class ConsensusAttention(nn.Module):
         the work grows with n, not with n * n."""
         side = math.isqrt(value.shape[2])
         query = self._windows(self._query(value), 0)
-        key, near = (self._windows(x, self.radius) for x in (self._key(value), deviation))
+        key, near = (self._windows(x, self.reach) for x in (self._key(value), deviation))
         agreed = self._attend(query, key, near, self.itself, self.too_far)
         tiles = agreed.flatten(2).mT  # (B, d * tile * tile, T)
         grid = F.fold(tiles, side + self.beyond, self.tile, stride=self.tile)

@@ -3,11 +3,11 @@
 Each works on any device and backend, with exact gradients, and costs nothing in one process.
 """
 
-from contextlib import nullcontext
-
 import torch
 import torch.distributed as dist
 from torch import nn
+
+from agglomerator.precision import at_least_float
 
 LOST = "gloo", "Connection closed by peer", "Timed out"  # of gloo, which raises bare RuntimeErrors
 
@@ -56,18 +56,6 @@ def greatest(number, device):
     if n_processes() == 1:
         return number
     return int(gather(torch.tensor([number], device=device)).max())
-
-
-def at_least_float(x):
-    """x as float32 if it is narrower: sums of many numbers need it."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def without_autocast(device):
-    """Context in which operations on a device keep the types of their tensors."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
 
 
 class BatchNorm2d(nn.BatchNorm2d):

@@ -18,7 +18,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from agglomerator.checkpoints import fingerprint
 from agglomerator.report import say
-from agglomerator.resume import Stopped, written_whole
+from agglomerator.resume import Stopped, write_json, written_whole
 from agglomerator.settings import FIELDS, UserError
 
 try:
@@ -33,6 +33,7 @@ FROZEN = ["meaning.json"]
 FROZEN += [
     f"{kind}_{part}.npy" for kind in ("features", "labels") for part in ("train", "val", "test")
 ]
+FROZEN += [f"images_{part}.csv" for part in ("train", "val", "test")]
 FROZEN += [f"{name}.{kind}" for name in ("embedding", "dendrogram") for kind in ("png", "pdf")]
 
 # The settings that decide the figures of a test or of freeze.
@@ -116,8 +117,7 @@ def recorded(settings, path, goes_on=False):
 @rank_zero_only
 def write(path, parts):
     """Write the parts of a run as JSON, in the main process."""
-    with written_whole(path) as file:
-        file.write(json.dumps(parts, indent=1) + "\n")
+    write_json(path, parts, indent=1)
 
 
 def earlier_parts(path):

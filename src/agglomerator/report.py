@@ -1,7 +1,6 @@
 """What a run says and leaves behind: its folder, the figures of a test, the next command."""
 
 import csv
-import json
 import os
 import shlex
 import shutil
@@ -9,12 +8,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from agglomerator import terminal
-from agglomerator.resume import written_whole
+from agglomerator.lettering import Figure
+from agglomerator.resume import write_json, written_whole
 
 
 def run_folder(settings):
@@ -96,8 +95,7 @@ def write_test(folder, stage, record, confusion, classes):
         The paths written.
     """
     paths = [folder / f"test_{stage}.json"]
-    with written_whole(paths[0]) as file:
-        file.write(json.dumps(record, indent=2) + "\n")
+    write_json(paths[0], record)
     paths.append(folder / f"confusion_{stage}.csv")
     with written_whole(paths[1]) as file:
         table = csv.writer(file)
@@ -110,7 +108,7 @@ def write_test(folder, stage, record, confusion, classes):
     return paths
 
 
-def record_of(settings, stage, checkpoint, loss, top5, confusion, classes):
+def record_of(settings, stage, checkpoint, loss, top5, confusion, classes, classified_by):
     """The figures of a test as a dictionary."""
     counts = confusion.sum(1)
     correct = confusion.diagonal()
@@ -119,7 +117,7 @@ def record_of(settings, stage, checkpoint, loss, top5, confusion, classes):
         "dataset": settings.dataset,
         "stage": stage,
         "checkpoint": checkpoint,
-        "classified_by": classified_by(stage),
+        "classified_by": classified_by,
         "test_time_flip": settings.test_time_flip,
         "images": int(counts.sum()),
         "loss": loss,
@@ -137,11 +135,6 @@ def record_of(settings, stage, checkpoint, loss, top5, confusion, classes):
     return record
 
 
-def classified_by(stage):
-    """What names the class of an image after a stage."""
-    return "nearest class mean" if stage == "contrastive" else "classifier"
-
-
 def draw_confusion(confusion, classes, record):
     """The confusion matrix as a figure, in per cent of the true class."""
     share = 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
@@ -152,7 +145,8 @@ def draw_confusion(confusion, classes, record):
     picture = ax.imshow(share, cmap="cividis", vmin=0, vmax=100)
     figure.colorbar(picture, ax=ax, label="% of the true class", shrink=0.8)
     ax.set(xlabel="predicted class", ylabel="true class")
-    ax.set_title(f"{record['dataset']} test, {record['top1']:.2%} of {record['images']} correct")
+    title = f"{record['dataset']} test, {record['top1']:.2%} of {record['images']} correct"
+    figure.suptitle(title)
     if n <= 30:
         ax.set_xticks(range(n), classes, rotation=45, ha="right", rotation_mode="anchor")
         ax.set_yticks(range(n), classes)

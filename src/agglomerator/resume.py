@@ -8,6 +8,8 @@ precedes it is logged, so that rows of a later step are the only ones to drop.
 
 import csv
 import io
+import json
+import math
 import os
 import signal
 import time
@@ -189,7 +191,8 @@ def written_whole(path, mode="w"):
         OSError: it cannot be written; it names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    encoding = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    text = {} if "b" in mode else encoding
     try:
         with partial(path).open(mode, **text) as file:
             yield file
@@ -204,6 +207,20 @@ def written_whole(path, mode="w"):
         if isinstance(cause, OSError):
             raise OSError(cause.errno, cause.strerror, str(path)) from None
         raise
+
+
+def write_json(path, content, indent=2):
+    """Write a file of JSON, with null for numbers that are not known: JSON has no NaN."""
+    with written_whole(path) as file:
+        file.write(json.dumps(_known(content), indent=indent, allow_nan=False) + "\n")
+
+
+def _known(content):
+    if isinstance(content, dict):
+        return {name: _known(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_known(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

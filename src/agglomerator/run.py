@@ -1,5 +1,6 @@
 """The runs: train, test, freeze, and all of them in turn."""
 
+import csv
 import ctypes
 import dataclasses
 import os
@@ -10,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
+from torch.utils.data import Subset
 
 from agglomerator import (
     checkpoints,
@@ -23,11 +25,13 @@ from agglomerator import (
 from agglomerator.data import sets
 from agglomerator.data.augment import normalize
 from agglomerator.data.folder import pages_of_files
+from agglomerator.data.images import numbered
 from agglomerator.data.module import Data, is_lost_worker
 from agglomerator.islands import MASKS
 from agglomerator.islands_pictures import Album
-from agglomerator.islands_view import samples
+from agglomerator.islands_view import WINDOW, samples
 from agglomerator.model import Agglomerator
+from agglomerator.plan import resolve
 from agglomerator.record import (
     FROZEN,
     STAGE_PREFIX,
@@ -64,9 +68,11 @@ def run(settings, given):
     quiet_libraries()
     keep_freed_memory()
     modes = {"train": train, "test": test, "freeze": freeze, "islands": islands, "all": run_all}
+    WINDOW.wanted = settings.plot_islands
     try:
         with StopSignals():
             modes[settings.mode](settings, given)
+        WINDOW.stay()
     except Stopped as stopped:
         say(f"\nStopped by {stopped.signal}. {stopped.go_on}")
         # Lightning kills a main process whose children end with another status than 0.
@@ -183,7 +189,8 @@ def train(settings, given, advise=True):
             f"--load_checkpoint_dir, as {run_folder(settings) / 'checkpoints' / 'best.ckpt'}, or "
             "let everything learn by --finetune."
         )
-    settings, model = network(settings, given, start)
+    plan, model = network(settings, given, start, "train")
+    settings = plan.settings
     folder = run_folder(settings)
     going_on = settings.resume_training and start is not None and start.stage == stage
     if going_on and start.resumable and (done := done_before(settings, start)):
@@ -201,7 +208,7 @@ def train(settings, given, advise=True):
     trainer = build_trainer(settings, stage, [best, last] if settings.limit_val else [last])
     if trainer.is_global_zero:
         hold(folder, stage)
-    data = load_data(settings)
+    data = load_data(plan)
     data.check_batch_size(trainer.world_size)
     module = Stage(model, settings, data)
     if start is not None and not going_on:
@@ -220,10 +227,12 @@ def train(settings, given, advise=True):
             flags.write(settings, file)
         if going_on:
             keep_metrics(metrics, start.step)
-    steps = len(data.train) // settings.batch_size // trainer.world_size
+    counts = {name: data.images_an_epoch(name, trainer.world_size) for name in ("train", "val")}
+    steps = counts["train"] // settings.batch_size // trainer.world_size
     trainer.log_every_n_steps = max(1, min(10, steps))
     say(
-        f"{settings.dataset}: {len(data.train)} images to train on, {len(data.val)} to validate; "
+        f"{settings.dataset}: {part_of(counts['train'], len(data.train))} images to train on, "
+        f"{part_of(counts['val'], len(data.val))} to validate; "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters; "
         f"on {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}"
         f" x {trainer.world_size}; {settings.max_epochs} epochs, learning rate up to "
@@ -354,23 +363,31 @@ def test(settings, given):
         say(f"{start.name} was trained on {trained_on}, not on {settings.dataset}.")
     settings = as_trained(settings, start)
     stage = stage_of(settings)
-    splits = ("train", "test") if stage == "contrastive" else ("test",)
-    settings, module, data, folder = opened(settings, given, start, f"test_{stage}", splits)
+    settings, module, data, folder = opened(settings, given, start, "test")
     trainer = build_trainer(settings, stage, logs=settings.plot_islands)
     if stage == "contrastive":
         say("Stage one: classes by the nearest mean of the training images.")
-        trainer.limit_predict_batches = settings.limit_train
-        module.set_class_means(*embed(trainer, module, data, data.train))
+        tell_limits(data, "train")
+        learned = data.limited("train")
+        embedding, rows = embed(trainer, module, data, learned)
+        module.metrics.class_means.update(embedding, learned.dataset.labels[rows])
+    tell_limits(data, "test")
     made = make_room(folder, tested(stage), settings, start)
     trainer.test(module, datamodule=data, verbose=False)
+    if not trainer.callback_metrics["test_loss"].isfinite():
+        raise UserError(
+            f"{start.name}: its results on these images are not finite, and tell no class"
+            f"{'' if settings.precision == '32-true' else '; use --precision=32-true'}."
+        )
     record = report.record_of(
         settings,
         stage,
         start.name,
         float(trainer.callback_metrics["test_loss"]),
-        float(module.top5.compute()),
-        module.confusion.compute().cpu().numpy(),
+        float(module.metrics.top5.compute()),
+        module.metrics.confusion.compute().cpu().numpy(),
         data.classes,
+        module.classified_by,
     )
     record |= made
     seed = start.settings.get("seed", settings.seed)
@@ -398,7 +415,7 @@ def island_scores(trainer, module, data, settings):
         device = trainer.strategy.root_device
         rows = islands_baselines.compare(module.model, data, settings, device, found["images"])
     else:
-        levels = enumerate(module.islands.compute())
+        levels = enumerate(module.metrics.islands.compute())
         rows = [{"of": f"level {level}", **scores} for level, scores in levels]
     return found | {"rows": rows}
 
@@ -414,12 +431,19 @@ def freeze(settings, given):
     trainer = build_trainer(settings, stage, logs=False)
     made = make_room(folder, FROZEN, settings, start)
     for name in ("train", "val", "test"):
-        embedding, labels = embed(trainer, module, data, getattr(data, name))
+        tell_limits(data, name)
+        subset = data.limited(name)
+        embedding, rows = embed(trainer, module, data, subset)
+        labels = subset.dataset.labels[rows]
         save_array(folder / f"features_{name}.npy", embedding.numpy())
         save_array(folder / f"labels_{name}.npy", labels.numpy())
-        say(f"{folder}/features_{name}.npy  {tuple(embedding.shape)}, labels_{name}.npy")
-        if name == "train" and stage == "contrastive":
-            module.set_class_means(embedding, labels)
+        write_rows(folder / f"images_{name}.csv", subset.dataset, rows)
+        say(
+            f"{folder}/features_{name}.npy  {tuple(embedding.shape)}, labels_{name}.npy, "
+            f"images_{name}.csv"
+        )
+        if name == "train" and module.by_class_means:
+            module.metrics.class_means.update(embedding, labels)
     if not embedding.isfinite().all():
         raise UserError(
             f"{start.name}: its embedding is not finite, and cannot be drawn or scored."
@@ -427,7 +451,8 @@ def freeze(settings, given):
     with torch.no_grad():
         predicted = module.logits(embedding.to(module.model.wl)).argmax(1).cpu()
     arrays = embedding.numpy(), labels.numpy(), predicted.numpy()
-    record = meaning.record_of(settings, stage, start.name, *arrays, data) | made
+    said = module.classified_by
+    record = meaning.record_of(settings, stage, start.name, *arrays, data, said) | made
     points, figures = meaning_pictures.draw(*arrays[:2], record["scores"], settings, data)
     say("\n".join(meaning.lines_of(record)))
     paths = meaning_pictures.write(folder, record, figures)
@@ -453,12 +478,13 @@ def as_trained(settings, start):
 def islands(settings, given):
     """Draw the islands of a checkpoint's network, of test images or of the user's own."""
     start = checkpoint_needed(settings)
-    settings, model = network(settings, given, start)
+    plan, model = network(settings, given, start, "islands")
+    settings = plan.settings
     folder = run_folder(settings) / "islands"
     hold(folder.parent, "islands")
     album = Album(folder, settings.island_threshold)
     if settings.images is None:
-        data = load_data(settings)
+        data = load_data(plan)
         images, labels = samples(data.test, len(data.classes))
         of_test = data.crop(images), [data.classes[label] for label in labels]
         pages, kind, subject = [of_test], "test", f"{settings.dataset}, test images"
@@ -474,23 +500,54 @@ def islands(settings, given):
         say("Written: " + ", ".join(map(str, paths)))
 
 
-def opened(settings, given, start, what, splits=("train", "val", "test")):
+def opened(settings, given, start, use):
     """What test and freeze begin with: settings, module, data, and the run's folder, held against
-    others that do the same. A training may run beside them. `splits` names the images they need."""
-    settings, model = network(settings, given, start)
+    others that do the same. A training may run beside them."""
+    plan, model = network(settings, given, start, use)
+    settings = plan.settings
     folder = run_folder(settings)
-    hold(folder, what)
-    data = load_data(settings)
-    data.check_limits(splits=splits)
-    return settings, Stage(model, settings, data), data, folder
+    hold(folder, use if use == "freeze" else f"{use}_{stage_of(settings)}")
+    data = load_data(plan)
+    return settings, Stage(model, settings, data, plan.own_classifier), data, folder
+
+
+def part_of(n, whole):
+    return str(n) if n == whole else f"{n} of {whole}"
+
+
+def tell_limits(data, name):
+    """Say which part of a split --limit_train, --limit_val or --limit_test leaves."""
+    kept, whole = len(data.limited(name)), len(data.whole(name))
+    if kept < whole:
+        s = data.settings
+        limit = getattr(s, f"limit_{name}")
+        kind = {"train": "training", "val": "validation", "test": "test"}[name]
+        say(f"--limit_{name}={limit}: {kept} of {whole} {kind} images, drawn by --seed={s.seed}.")
 
 
 def embed(trainer, module, data, subset):
-    """Embeddings (N, contr_dim) and labels (N,) of a subset, in its order, on the CPU."""
+    """Embeddings (N, contr_dim) of a subset in its order, and which images of its data set they
+    are of, (N,): those that cannot be read may be left out. On the CPU."""
+    if not len(subset):
+        return torch.empty(0, data.settings.contr_dim), torch.empty(0, dtype=torch.int64)
     data.trainer = trainer
-    batches = trainer.predict(module, data.in_order(subset))
-    embedding, labels = zip(*batches, strict=True)
-    return torch.cat(embedding), torch.cat(labels)
+    batches = trainer.predict(
+        module, data.in_order(Subset(numbered(subset.dataset), subset.indices))
+    )
+    embedding, rows = zip(*batches, strict=True)
+    return torch.cat(embedding), torch.cat(rows)
+
+
+def write_rows(path, dataset, rows):
+    """Write which image each row of the features is of: its number in the data set (of the training
+    set, for those held out), label, class and, where there is one, file."""
+    with written_whole(path) as file:
+        table = csv.writer(file)
+        table.writerow(["index", "label", "class", "file"])
+        for index in rows.tolist():
+            label = int(dataset.labels[index])
+            name = "" if dataset.paths is None else os.fsdecode(dataset.paths[index])
+            table.writerow([index, label, dataset.classes[label], name])
 
 
 def save_array(path, array):
@@ -542,16 +599,17 @@ def checkpoint_needed(settings):
     return checkpoints.read(settings.load_checkpoint_dir)
 
 
-def network(settings, given, checkpoint):
-    """The settings, completed from the checkpoint, and the network with its weights if any."""
+def network(settings, given, start, use):
+    """The `Plan` of a run and its network, with the weights of the checkpoint if there is one."""
     pl.seed_everything(settings.seed, workers=True, verbose=False)
-    if checkpoint is None:
-        settings = sets.complete(settings, given)
-        checkpoints.check_size(settings)
-        return settings, Agglomerator(**dataclasses.asdict(settings))
-    settings = checkpoints.complete(settings, given, checkpoint)
-    wanted = {name: getattr(settings, name) for name in (*MODEL_SETTINGS, *INPUT_SETTINGS)}
-    return settings, checkpoints.build(checkpoint, **wanted)
+    plan = resolve(settings, given, start, use)
+    if start is None:
+        checkpoints.check_size(plan.settings)
+        return plan, Agglomerator(**dataclasses.asdict(plan.settings))
+    wanted = {name: getattr(plan.settings, name) for name in (*MODEL_SETTINGS, *INPUT_SETTINGS)}
+    n_classes = wanted.pop("n_classes")
+    new = use == "train" and not plan.own_classifier
+    return plan, checkpoints.build(start, n_classes if new else None, **wanted)
 
 
 def compile_network(model, settings):
@@ -571,9 +629,9 @@ def compile_network(model, settings):
         model.compile()
 
 
-def load_data(settings):
+def load_data(plan):
     """The data of a run, downloaded; the test set is read."""
-    data = Data(settings)
+    data = Data(plan.settings, plan.class_map, plan.split_seed)
     data.prepare_data()
     data.setup()
     return data

@@ -72,8 +72,8 @@ class Settings:
     load_checkpoint_dir: str | None = setting(
         "run",
         None,
-        "Checkpoint to start from: path of this project's or of a published one, or "
-        "pretrained:NAME, a network that comes with the project.",
+        "Checkpoint to start from: path of this project's or of a published one, of a state dict "
+        "(torch.save, safetensors), or pretrained:NAME, a network that comes with the project.",
     )
     resume_training: bool = setting(
         "run",
@@ -232,8 +232,12 @@ class Settings:
     consensus_self: bool = setting(
         "model", False, "Let a column attend to itself like to any other."
     )
-    local_consensus_radius: int = setting(
-        "model", 0, "Columns farther apart than this do not attend; 0 means no limit.", low=0
+    local_consensus_radius: int | float = setting(
+        "model",
+        0,
+        "Columns farther apart than this do not attend, as 1.5, which takes the eight neighbours; "
+        "0: all attend.",
+        low=0,
     )
     recompute: bool = setting(
         "model",
@@ -359,6 +363,7 @@ class Settings:
                 f"--consensus_temperature={self.consensus_temperature}: must be more than 0, as "
                 "0.05."
             )
+        self._check_letters()
         parts = Path(self.exp_name).parts
         if not parts or ".." in parts or Path(self.exp_name).anchor or parts[0].startswith("~"):
             flag = "exp_name" if self.is_named else "dataset"
@@ -385,7 +390,7 @@ class Settings:
         if value is None:
             return
         if isinstance(value, str) and _NO_LINE.search(value):
-            raise UserError(f"--{option.name}={value}: must be text of one line, in UTF-8.")
+            raise UserError(f"--{option.name}={value}: must be text of one line.")
         choices, low, high = (option.metadata[key] for key in ("choices", "low", "high"))
         if choices and value not in choices:
             known = ", ".join(map(str, choices))
@@ -407,6 +412,17 @@ class Settings:
             raise UserError(f"--{name}={path}: no home is known of that user; write ./{path}.")
         object.__setattr__(self, name, os.path.expanduser(path))
 
+    def _check_letters(self):
+        """Loggers that write UTF-8 only take no names of folders and files that are none."""
+        written = {"tensorboard": ("exp_name", "output_dir"), "wandb": FIELDS}
+        for name in written.get(self.logger, ()):
+            value = str(getattr(self, name))
+            if value != value.encode("utf-8", "replace").decode():
+                raise UserError(
+                    f"--{name}={value}: {self.logger} takes no bytes that are not UTF-8; choose "
+                    "another name, or --logger=csv."
+                )
+
     def _check_grid(self):
         sides = {math.ceil(self.image_size / stride): stride for stride in (4, 2, 1)}
         if self.conv_image_size not in sides:
@@ -414,19 +430,21 @@ class Settings:
                 f"--conv_image_size={self.conv_image_size}: the tokenizer makes no such grid of "
                 f"--image_size={self.image_size}; use one of {', '.join(map(str, sides))}."
             )
-        if self.conv_image_size % self.patch_size:
+        if self.patch_size not in self._patch_sizes:
+            fault = (
+                "does not divide"
+                if self.conv_image_size % self.patch_size
+                else "makes one column of"
+            )
             raise UserError(
-                f"--patch_size={self.patch_size}: does not divide the grid of "
-                f"--conv_image_size={self.conv_image_size}; use one of "
-                f"{_join(divisors(self.conv_image_size))}."
+                f"--patch_size={self.patch_size}: {fault} the grid of "
+                f"--conv_image_size={self.conv_image_size}; use one of {_join(self._patch_sizes)}."
             )
 
     def _check_tokenizer(self):
         cells = self.patch_size**2
         if self.patch_dim % (2 * cells):
-            smaller = [
-                p for p in divisors(self.conv_image_size) if self.patch_dim % (2 * p * p) == 0
-            ]
+            smaller = [p for p in self._patch_sizes if self.patch_dim % (2 * p * p) == 0]
             nearest = max(1, round(self.patch_dim / (2 * cells))) * 2 * cells
             way_out = f"use a multiple of {2 * cells}, as --patch_dim={nearest}"
             if smaller:
@@ -455,6 +473,11 @@ class Settings:
     def is_named(self):
         """Whether the run was given a name."""
         return vars(self)["exp_name"] is not None
+
+    @property
+    def _patch_sizes(self):
+        """Those that make more than one column: a norm over the only one would leave nothing."""
+        return divisors(self.conv_image_size)[:-1]
 
     @property
     def n_iters(self):
@@ -506,6 +529,7 @@ MODEL_SETTINGS = tuple(
     name for name, option in FIELDS.items() if option.metadata["group"] == "model"
 )
 INPUT_SETTINGS = ("dataset", "image_size", "n_channels", "n_classes", "difficulty", "objects")
+SPLIT_SETTINGS = ("seed", "val_share")
 
 
 def value_types(name):
@@ -524,4 +548,4 @@ def _join(numbers):
 
 
 _HINTS = typing.get_type_hints(Settings)
-_NO_LINE = re.compile("[\0\n\r\ud800-\udfff]")
+_NO_LINE = re.compile("[\0\n\r]")

@@ -6,15 +6,14 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch.optim.lr_scheduler import OneCycleLR
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from agglomerator.agreement import agreement_loss
 from agglomerator.data.module import chance
-from agglomerator.islands import IslandScores
 from agglomerator.losses import supervised_contrastive_loss
+from agglomerator.metrics import RunMetrics
 from agglomerator.optimizers import Muon
-from agglomerator.processes import gather, without_autocast
+from agglomerator.precision import at_least_float, without_autocast
+from agglomerator.processes import gather
 
 
 def stage_of(settings):
@@ -44,29 +43,18 @@ class Stage(LightningModule):
         model: the `Agglomerator`.
         settings: of the run.
         data: the `Data` that makes views of the batches.
+        own_classifier: the network's classifier knows the classes of the data.
     """
 
-    def __init__(self, model, settings, data):
+    def __init__(self, model, settings, data, own_classifier=True):
         super().__init__()
         self.stage = stage_of(settings)
+        self.by_class_means = self.stage == "contrastive" or not own_classifier
         self.save_hyperparameters(dataclasses.asdict(settings) | {"stage": self.stage})
         self.model = model
         self.settings = settings
         self.data = data
-        # Sums of the embeddings of each class: their directions are those of the class means.
-        shape = settings.n_classes, settings.contr_dim
-        self.register_buffer("class_sums", torch.zeros(shape), persistent=False)
-        n_classes = settings.n_classes
-        self.train_loss = MeanMetric(nan_strategy="disable")
-        self.train_accuracy = MulticlassAccuracy(n_classes, average="micro", validate_args=False)
-        # What Lightning makes of a mean over processes with unequal shares is not exact.
-        self.val_loss = MeanMetric(nan_strategy="disable")
-        self.val_accuracy = MulticlassAccuracy(n_classes, average="micro", validate_args=False)
-        self.top5 = MulticlassAccuracy(
-            n_classes, average="micro", top_k=min(5, n_classes), validate_args=False
-        )
-        self.confusion = MulticlassConfusionMatrix(n_classes, validate_args=False)
-        self.islands = IslandScores(settings.levels)
+        self.metrics = RunMetrics(len(data.classes), settings.contr_dim, settings.levels)
         for name, parameter in model.named_parameters():
             in_classifier = name.startswith("classification_head")
             if self.stage == "finetuned":
@@ -89,22 +77,27 @@ class Stage(LightningModule):
         torch.manual_seed(draw.initial_seed())  # for dropout
         if self.stage == "contrastive":
             loss, embedding = self._contrast(images, labels, draw)
-            views = labels.repeat(2)
-            self.class_sums.index_add_(0, views, embedding.detach().to(self.class_sums.dtype))
+            self.metrics.class_means.update(embedding, labels.repeat(2))
         else:
             logits = self.logits(self._embed(self.data.augmented_view(images, draw)))
-            loss = F.cross_entropy(logits, labels)
-            self.train_accuracy(logits, labels)
-            self.log("train_acc", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
-        self.train_loss(gather(loss.detach()[None]).mean())
-        self.log("train_loss", self.train_loss, on_step=True, on_epoch=True, prog_bar=True)
+            loss = F.cross_entropy(at_least_float(logits), labels)
+            accuracy = self.metrics.train_accuracy
+            accuracy(logits, labels)
+            self.log("train_acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        self._log_step("train_loss", loss, prog_bar=True)
         return loss
 
+    def _log_step(self, name, value, **options):
+        """Log the mean over processes of a scalar, for this step and over the epoch."""
+        metric = getattr(self.metrics, name)
+        metric(gather(value.detach()[None]).mean())
+        self.log(name, metric, on_step=True, on_epoch=True, **options)
+
     def _chance(self, batch_idx):
-        """Random numbers that depend on seed, epoch, batch and process, and on nothing else."""
-        training = 0 if self.training else 1
-        numbers = self.current_epoch, batch_idx, self.global_rank, training
-        return chance(self.settings.seed, *numbers)
+        """Random numbers that depend on seed, epoch, batch and process, and on nothing else; in
+        evaluation not on the epoch: figures of epochs are compared."""
+        epoch, evaluates = (self.current_epoch, 0) if self.training else (0, 1)
+        return chance(self.settings.seed, epoch, batch_idx, self.global_rank, evaluates)
 
     def _contrast(self, images, labels, draw):
         """Loss of two augmented views of each image, and their embeddings (2B, ...)."""
@@ -118,20 +111,26 @@ class Stage(LightningModule):
             apart = agreement_loss(levels, self.data.colours(views), draw)
             loss = loss + s.agreement * apart
             if self.training:
-                self.log("train_agreement", apart, on_step=True, on_epoch=True, sync_dist=True)
+                self._log_step("train_agreement", apart)
         return loss, embedding
+
+    @property
+    def classified_by(self):
+        """What names the class of an image."""
+        return "nearest class mean" if self.by_class_means else "classifier"
 
     def _embed(self, views):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage != "supervised"):
             return self.model(views)
 
     def logits(self, embedding):
-        """embedding (B, contr_dim) -> (B, n_classes): logits of the classifier; in stage one the
-        cosines to the class means."""
-        if self.stage == "contrastive":
-            means = F.normalize(self.class_sums.float(), dim=-1)
+        """embedding (B, contr_dim) -> (B, n_classes): logits of the classifier; in stage one, and
+        where it knows other classes, the cosines to the class means."""
+        if self.by_class_means:
+            means = self.metrics.class_means.compute()
             with without_autocast(embedding.device):
-                return embedding.float() @ means.mT
+                cosines = embedding.float() @ means.mT
+            return cosines.masked_fill(~means.any(1), -torch.inf)  # a class without images
         return self.model.classification_head_from_contr(embedding)
 
     def on_train_start(self):
@@ -152,27 +151,21 @@ class Stage(LightningModule):
         return 0 if self.first_step is None else self.global_step - self.first_step
 
     def on_train_epoch_start(self):
-        for metric in (self.train_loss, self.train_accuracy):
+        for metric in self.metrics.of_epoch():
             metric.reset()
-        self.class_sums.zero_()
-
-    def _sums(self):
-        """What adds up over an epoch, as pairs of an object and the name of its attribute."""
-        yield self, "class_sums"
-        for metric in (self.train_loss, self.train_accuracy):
-            for name in metric.metric_state:
-                yield metric, name
 
     def on_save_checkpoint(self, checkpoint):
+        checkpoint["hyper_parameters"] |= self.data.origin()
         checkpoint["epochs_done"] = self.trainer.fit_loop.epoch_progress.current.processed
         checkpoint["began_from"] = self.began_from
-        checkpoint["epoch_so_far"] = [gather(getattr(*sum)[None]).cpu() for sum in self._sums()]
+        sums = self.metrics.sums_of_epoch()
+        checkpoint["epoch_so_far"] = [gather(getattr(*sum)[None]).cpu() for sum in sums]
 
     def on_load_checkpoint(self, checkpoint):
         """Takes the sums of the epoch in which the run was stopped; a new epoch sets them to 0."""
         self.began_from = checkpoint.get("began_from")
         for (holder, name), of_processes in zip(
-            self._sums(), checkpoint.get("epoch_so_far", ()), strict=False
+            self.metrics.sums_of_epoch(), checkpoint.get("epoch_so_far", ()), strict=False
         ):
             own = getattr(holder, name)
             if of_processes.shape[1:] != own.shape or not of_processes.is_contiguous():
@@ -188,28 +181,30 @@ class Stage(LightningModule):
         self.log_dict(mixing)
 
     def on_validation_epoch_start(self):
-        self._gather_class_sums()
-        self.islands.reset()
+        self.metrics.islands.reset()
 
     def validation_step(self, batch, batch_idx):
         loss, logits, levels = self._evaluate(batch, batch_idx)
-        self.islands.update_states(levels, self.settings.island_threshold)
-        self.val_accuracy(logits, batch[1])
-        self.val_loss(loss.expand(len(batch[1])))
-        self.log("val_loss", self.val_loss, prog_bar=True)
-        self.log("val_acc", self.val_accuracy, prog_bar=True)
+        metrics = self.metrics
+        metrics.islands.update_states(levels, self.settings.island_threshold)
+        metrics.val_accuracy(logits, batch[1])
+        metrics.val_loss(loss.expand(len(batch[1])))
+        self.log("val_loss", metrics.val_loss, prog_bar=True)
+        self.log("val_acc", metrics.val_accuracy, prog_bar=True)
 
     def on_validation_epoch_end(self):
-        for level, scores in enumerate(self.islands.compute()):
+        for level, scores in enumerate(self.metrics.islands.compute()):
             named = {f"val_islands_{name}_{level}": score for name, score in scores.items()}
             self.log_dict(named)
 
     def test_step(self, batch, batch_idx):
         loss, logits, levels = self._evaluate(batch, batch_idx, self.settings.test_time_flip)
-        self.islands.update_states(levels, self.settings.island_threshold)
-        self.confusion(logits, batch[1])
-        self.top5(logits, batch[1])
-        self.log("test_loss", loss, batch_size=len(batch[1]))
+        metrics = self.metrics
+        metrics.islands.update_states(levels, self.settings.island_threshold)
+        metrics.confusion(logits, batch[1])
+        metrics.top5(logits, batch[1])
+        metrics.test_loss(loss.expand(len(batch[1])))
+        self.log("test_loss", metrics.test_loss)
 
     def _evaluate(self, batch, batch_idx, flip=False):
         """Loss, logits, and all levels of the last state, (B, n, K, d).
@@ -225,21 +220,12 @@ class Stage(LightningModule):
         if self.stage == "contrastive":
             loss, _ = self._contrast(images, labels, self._chance(batch_idx))
         else:
-            loss = F.cross_entropy(logits, labels)
+            loss = F.cross_entropy(at_least_float(logits), labels)
         return loss, logits, levels
 
     def predict_step(self, batch, batch_idx):
         images, labels = batch
         return self.model(self.data.view(images)).float().cpu(), labels.cpu()
-
-    def set_class_means(self, embedding, labels):
-        """Take the class means from embeddings (N, contr_dim) with labels (N,)."""
-        sums = torch.zeros_like(self.class_sums, device=embedding.device)
-        self.class_sums = sums.index_add(0, labels, embedding.to(sums.dtype))
-
-    def _gather_class_sums(self):
-        if self.stage == "contrastive" and not self.trainer.testing:
-            self.class_sums.copy_(gather(self.class_sums[None]).sum(0))
 
     def configure_optimizers(self):
         s = self.settings

@@ -8,7 +8,8 @@ def write(text, stream=None):
     """Print a line at once.
 
     A reader of a pipe that has gone, or a full disk, is no reason to lose a training: what is
-    written to such a stream from then on is thrown away.
+    written to such a stream from then on is thrown away. Nor are letters that the stream's encoding
+    does not have: their codes are written, as \\xfc.
 
     Args:
         text: the line, or lines.
@@ -16,10 +17,19 @@ def write(text, stream=None):
     """
     stream = sys.stdout if stream is None else stream  # None still where it was closed
     try:
-        print(text, file=stream, flush=True)
+        try:
+            print(text, file=stream, flush=True)
+        except UnicodeEncodeError:
+            print(escaped(text, stream.encoding), file=stream, flush=True)
     except BlockingIOError:  # full for the moment
         pass
     except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
+
+
+def escaped(text, encoding="utf-8"):
+    """The text with codes in place of what an encoding does not have: of UTF-8 that is the bytes of
+    file names that are no text."""
+    return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -10,9 +10,8 @@ from datetime import timedelta
 from urllib.parse import urlsplit
 
 import pytorch_lightning as pl
-from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.strategies.launchers import subprocess_script
-from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
@@ -20,6 +19,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from agglomerator.finite import StopUnlessFinite
 from agglomerator.islands_view import IslandsView
+from agglomerator.machine import devices_of
 from agglomerator.report import run_folder, say
 from agglomerator.resume import AtomicCheckpointIO, MetricsLogger
 from agglomerator.settings import UserError
@@ -36,7 +36,6 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
     s = settings
     callbacks = list(callbacks)
     training = bool(callbacks)
-    gpus = count_gpus(s.accelerator)
     terminal = sys.stdout is not None and sys.stdout.isatty()
     callbacks.append(Progress() if terminal else EpochLines())
     if training:
@@ -44,14 +43,7 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
     folder, version = run_folder(s), stage if training else f"{stage}_test"
     if s.plot_islands and s.mode != "freeze":
         callbacks.append(IslandsView(folder / "islands", stage, s.island_threshold))
-    devices, num_nodes = s.devices, s.num_nodes
-    if TorchElasticEnvironment.detect():  # torchrun has started so many, whatever the flags say
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        num_nodes = int(os.environ["WORLD_SIZE"]) // devices
-    elif devices is None:
-        devices = s.num_gpus if gpus else 1
-        if gpus and devices > gpus:
-            raise UserError(f"--num_gpus={devices}: this machine has {gpus}; use fewer.")
+    devices, num_nodes = devices_of(s)
     prepare_strategies(s.blind)
     if training and s.precision == "16-true":
         raise UserError(
@@ -71,7 +63,6 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
             check_val_every_n_epoch=s.validate_every,
             limit_train_batches=s.limit_train,
             limit_val_batches=s.limit_val,
-            limit_test_batches=s.limit_test,
             num_sanity_val_steps=0,
             log_every_n_steps=10,
             use_distributed_sampler=False,
@@ -108,14 +99,6 @@ def prepare_strategies(blind):
             options["broadcast_buffers"] = False
             if "find_unused_parameters" not in entry["strategy_name"]:
                 options["find_unused_parameters"] = blind
-
-
-def count_gpus(accelerator):
-    """Devices of this machine, CPUs aside, that Lightning finds for its word for the hardware."""
-    known = set(AcceleratorRegistry) - {"cpu"}
-    wanted = known if accelerator in ("auto", "gpu") else known & {accelerator}
-    found = [AcceleratorRegistry[name]["accelerator"] for name in wanted]
-    return max((each.auto_device_count() for each in found if each.is_available()), default=0)
 
 
 def build_loggers(settings, folder, version, training=False):

@@ -104,6 +104,20 @@ def test_files_are_read_by_workers(root, monkeypatch):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("flags", [dict(devices="2"), {}], ids=["flag", "torchrun"])
+def test_processes_of_this_machine_share_its_memory(root, monkeypatch, flags):
+    one = 20 * 3 * 8 * 8 + 8 * 3 * 8 * 8
+    monkeypatch.setattr(folder, "memory", lambda: 1.5 * one / folder.MEMORY_SHARE)
+    alone = settings(root, accelerator="cpu", num_gpus=4)
+    assert isinstance(folder.read_folder(alone, "train", 8), ImageSet)
+    if not flags:
+        said = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}
+        for name, value in said.items():
+            monkeypatch.setenv(name, value)
+    shared = settings(root, accelerator="cpu", **flags)
+    assert isinstance(folder.read_folder(shared, "train", 8), ImageFiles)
+
+
 RED = (255, 0, 0)
 
 
@@ -120,7 +134,7 @@ RED = (255, 0, 0)
         ("RGBA", (255, 0, 0, 51), {}, (255, 204, 204)),
         ("LA", (0, 51), {}, (204, 204, 204)),
         ("RGB", RED, {"transparency": RED}, (255, 255, 255)),
-        ("I;16", 256 * 9 + 200, {}, (9, 9, 9)),
+        ("I;16", 256 * 9 + 200, {}, (156, 156, 156)),  # 12 bits
     ],
 )
 def test_modes(tmp_path, mode, colour, options, expected):
@@ -189,12 +203,96 @@ def test_images_in_deeper_folders(root):
     assert len(sets.read_split(settings(root), "train")) == 21
 
 
+@pytest.mark.parametrize(
+    "place", [".ipynb_checkpoints", "more/.cache", "__MACOSX/cat", "@eaDir", "$RECYCLE.BIN"]
+)
+def test_hidden_folders_are_passed_over(root, place):
+    for where in ("cat", "dog", "."):
+        if where != "." or not place.startswith("more"):
+            save(root / "train" / where / place / "x.png", Image.new("L", (8, 8)))
+    found = sets.read_split(settings(root), "train")
+    assert len(found) == 20 and found.classes == ["cat", "dog"]
+
+
+def test_a_folder_within_a_hidden_one_is_read(root):
+    (root / ".hidden").mkdir()
+    for name in ("train", "test"):
+        (root / name).rename(root / ".hidden" / name)
+    assert len(sets.read_split(settings(root / ".hidden"), "train")) == 20
+
+
+@pytest.mark.parametrize(
+    "link, target",
+    [
+        ("train/cat/all", "."),
+        ("train/cat/up", ".."),
+        ("train/cat/far", "../../.."),
+        ("train/cat/other", "../dog"),
+        ("train/all", "."),
+        ("train/mouse", "cat"),
+        ("pool/up", "."),
+        ("pool/in/up", ".."),
+        ("train/cat/twice", "../../pool/in"),
+        ("pool/back", "../train"),
+    ],
+)
+def test_links_that_lead_back_are_passed_over(root, link, target):
+    """The images of cats lie elsewhere in part, in a folder with another in it."""
+    for name in ("pool/x.png", "pool/in/y.png"):
+        save(root / name, Image.new("L", (8, 8)))
+    (root / "train" / "cat" / "elsewhere").symlink_to(root / "pool")
+    (root / "train" / "bird").symlink_to(root / "pool")
+    (root / link).symlink_to(target)
+    found = sets.read_split(settings(root), "train")
+    assert found.classes == ["bird", "cat", "dog"]
+    assert found.labels.bincount().tolist() == [2, 12, 10]
+
+
+def test_files_that_cannot_be_read_here_are_counted(root, capfd):
+    names = (
+        "train/cat/a.HEIC",
+        "train/cat/b.heic",
+        "train/dog/in/c.npy",
+        "train/dog/d",
+        "test/x.png",
+    )
+    for name in (*names, "train/cat/.e.heic", "train/dog/Thumbs.db"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"")
+    for _ in range(2):
+        for split in ("train", "test"):
+            sets.read_split(settings(root, val_share=0.1), split)
+    train, test = capfd.readouterr().out.splitlines()
+    assert train.startswith(f"{root / 'train'}: left out") and "convert" in train
+    assert "2 .heic, 1 .npy, 1 without an ending;" in train
+    assert test == f"{root / 'test'}: left out images that lie in no folder of a class: 1."
+
+
+def test_own_images_that_cannot_be_read_here_are_counted(tmp_path, capfd):
+    own = settings(tmp_path, mode="islands", images=str(tmp_path))
+    (tmp_path / "a.heic").write_bytes(b"")
+    with pytest.raises(UserError, match="no image in it, since .*: 1 .heic; convert"):
+        next(folder.pages_of_files(own))
+    save(tmp_path / "b.png", Image.new("L", (8, 8)))
+    assert next(folder.pages_of_files(own))[1] == ["b.png"]
+    assert "1 .heic; convert" in capfd.readouterr().out
+
+
 def break_image(root):
     (root / "train" / "cat" / "3.png").write_bytes(b"no image")
 
 
 def empty_class(root):
     (root / "train" / "bird").mkdir()
+
+
+def class_of_no_images(root):
+    empty_class(root)
+    (root / "train" / "bird" / "0.heic").write_bytes(b"")
+
+
+def broken_link(root):
+    (root / "train" / "bird").symlink_to(root / "nowhere")
 
 
 def one_class(root):
@@ -221,6 +319,9 @@ def no_test(root):
 FAULTS = [
     (break_image, "train/cat/3.png: cannot be read"),
     (empty_class, "train/bird: an empty class"),
+    (class_of_no_images, "train/bird: an empty class: no image in it, since"),
+    (class_of_no_images, "1 .heic; convert"),
+    (broken_link, "train/bird: a link that leads nowhere"),
     (one_class, "one class only, cat"),
     (no_class, "no folders of classes"),
     (unknown_class, "test/bird: no such class"),

@@ -1,10 +1,12 @@
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from agglomerator.data.module import Data, chance
+from agglomerator.data.images import ImageSet
+from agglomerator.data.module import Data, chance, split
 from agglomerator.data.sets import DATA_SETS, complete
 from agglomerator.settings import Settings, UserError
 
@@ -25,6 +27,50 @@ def test_a_fifth_is_held_out_by_seed():
     assert train == sorted(train) and val == sorted(val)
     assert list(again.val.indices) == val
     assert list(other.val.indices) != val
+
+
+def test_the_held_out_fifth_is_always_the_same_one():
+    """Checkpoints of earlier versions were validated on it."""
+    expected = torch.randperm(1437, generator=torch.Generator().manual_seed(3))[:287].sort()[0]
+    assert list(read(seed=3).val.indices) == expected.tolist()
+
+
+def toys(of_classes):
+    """Three images of each toy, scattered; of each class so many toys."""
+    labels = torch.arange(len(of_classes)).repeat_interleave(torch.tensor(of_classes)).repeat(3)
+    groups = np.arange(sum(of_classes)) * 7 % 1000
+    images = torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8)
+    return ImageSet(images, labels, "abcde", groups=np.tile(groups, 3))
+
+
+@pytest.mark.parametrize(
+    "of_classes, share, held_out",
+    [
+        ([5] * 5, 0.2, [1] * 5),
+        ([5] * 5, 0.4, [2] * 5),
+        ([5] * 5, 0.6, [3] * 5),
+        ([10, 5, 5], 0.2, [2, 1, 1]),
+        ([5] * 5, 0, [0] * 5),
+    ],
+)
+def test_whole_groups_are_held_out_in_equal_shares_of_all_classes(of_classes, share, held_out):
+    whole = toys(of_classes)
+    for seed in range(5):
+        train, val = split(whole, share, seed)
+        assert sorted(train.indices + val.indices) == list(range(len(whole)))
+        assert set(whole.groups[train.indices]).isdisjoint(whole.groups[val.indices])
+        found = torch.bincount(whole.labels[val.indices], minlength=len(of_classes))
+        assert found.tolist() == [3 * n for n in held_out]
+        assert split(whole, share, seed)[1].indices == val.indices
+
+
+def test_a_small_share_of_groups_is_one_at_least_drawn_by_seed():
+    held_out = [split(toys([5] * 5), 0.01, seed)[1] for seed in range(50)]
+    assert {len(val) for val in held_out} == {3}
+    assert len({val.indices[0] for val in held_out}) > 15
+    assert len({int(val[0][1]) for val in held_out}) == 5
+    two = [split(toys([5] * 5), 0.08, seed)[1] for seed in range(20)]
+    assert all(len({int(label) for label in val[:][1]}) == 2 for val in two)
 
 
 def test_test_set_is_whole_and_the_same_for_every_seed():
@@ -95,9 +141,9 @@ def test_too_little_for_a_process(flags, world_size, word):
 
 
 def test_validation_mixes_the_classes_of_a_folder_in_an_order_fixed_by_the_seed(tmp_path):
-    for split in ("train", "test"):
+    for part in ("train", "test"):
         for label, name in enumerate("abcd"):
-            folder = tmp_path / split / name
+            folder = tmp_path / part / name
             folder.mkdir(parents=True)
             for number in range(40):
                 Image.new("L", (8, 8), 50 * label).save(folder / f"{number:02}.png")

@@ -161,4 +161,4 @@ def test_command_line_partwhole(tmp_path):
         "--logger=none",
     )
     said = run_program(*flags).stdout
-    assert "PartWhole: 16000 images to train on, 4000 to validate" in said
+    assert "PartWhole: 64 of 16000 images to train on, 64 of 4000 to validate" in said

@@ -23,11 +23,14 @@ def matrix(array):
 
 
 def parts_of(train):
+    """Of each class 4 toys, of each toy 3 pairs."""
     rng = np.random.default_rng(int(train))
+    info = rng.integers(0, 9, (PAIRS, 4))
+    info[:, 0] = np.arange(PAIRS) // 15 + 6
     return {
         "dat": rng.integers(0, 256, (PAIRS, 2, 96, 96), dtype=np.uint8),
         "cat": (np.arange(PAIRS) % 5).astype(np.int32),
-        "info": rng.integers(0, 9, (PAIRS, 4)).astype(np.int32),
+        "info": info.astype(np.int32),
     }
 
 
@@ -82,6 +85,17 @@ def test_both_eyes_of_a_pair_are_on_one_side_of_the_split(root):
     assert (len(data.train), len(data.val), len(data.test)) == (96, 24, 120)
     pairs = {index // 2 for index in data.train.indices}
     assert len(pairs) == 48 and pairs.isdisjoint(index // 2 for index in data.val.indices)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_toy_is_on_both_sides_of_the_split(root, seed):
+    data = Data(settings(root).replace(seed=seed))
+    data.setup()
+    found = data.train.dataset
+    toys = np.stack([found.labels, found.extra["info"][:, 0]], 1)
+    train, val = ({tuple(toys[i]) for i in part.indices} for part in (data.train, data.val))
+    assert len(train) == 16 and len(val) == 4 and train.isdisjoint(val)
+    assert len({label for label, _ in val}) == 4
 
 
 def test_nothing_is_downloaded_where_all_is_there(root):

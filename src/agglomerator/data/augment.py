@@ -2,7 +2,8 @@
 
 Every image draws its own parameters. All draws come from a generator on the CPU, in an order that
 depends on the batch size alone, so a result is a function of the images and the generator's seed,
-the same on every device. Two views of a batch are two calls. No function changes its input.
+the same on every device and in every precision of training. Two views of a batch are two calls. No
+function changes its input.
 
     view = normalize(random_erasing(rand_augment(batch, generator), generator), mean, std)
 """
@@ -13,6 +14,8 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torchvision.transforms import functional as tvf
+
+from agglomerator.precision import in_float32
 
 OPERATIONS = (
     "Identity",
@@ -34,6 +37,7 @@ SIGNED = OPERATIONS[1:10]
 NUM_MAGNITUDES = 31
 
 
+@in_float32
 def rand_augment(images, generator, num_ops=2, magnitude=9):
     """RandAugment (Cubuk et al. 2019, arXiv 1909.13719) with the operations and magnitudes of
     `torchvision.transforms.RandAugment`, nearest interpolation, fill 0.
@@ -58,6 +62,7 @@ def rand_augment(images, generator, num_ops=2, magnitude=9):
     return images
 
 
+@in_float32
 def apply_operations(images, operations, negative, magnitude=9):
     """Applies to each image its own operation of RandAugment.
 
@@ -116,10 +121,14 @@ def operation_values(magnitude, height, width):
     }
     values = dict.fromkeys(OPERATIONS, 0.0)
     for name, high in highest.items():
-        values[name] = torch.linspace(0, high, NUM_MAGNITUDES)[magnitude].item()
+        values[name] = _steps(0, high)[magnitude].item()
     values["Posterize"] = 8 - round(magnitude * 4 / (NUM_MAGNITUDES - 1))
-    values["Solarize"] = torch.linspace(255, 0, NUM_MAGNITUDES)[magnitude].item()
+    values["Solarize"] = _steps(255, 0)[magnitude].item()
     return values
+
+
+def _steps(first, last):
+    return torch.linspace(first, last, NUM_MAGNITUDES, dtype=torch.float32)
 
 
 @lru_cache
@@ -127,7 +136,9 @@ def _pixel_map(name, value, height, width, device):
     """Which pixel each pixel of a warped image comes from: (H*W,) int64, and (H*W,) uint8, 0 where
     it comes from outside."""
     # Torchvision warps an image of pixel numbers, so the pixels it picks are also those we pick.
-    numbers = torch.arange(1.0, height * width + 1).view(1, height, width)
+    # Row and column apart, from 1: float32 counts no further than 2^24.
+    rows, columns = torch.arange(1.0, height + 1), torch.arange(1.0, width + 1)
+    numbers = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
     if name == "Rotate":
         warped = tvf.rotate(numbers, value)
     else:
@@ -136,8 +147,9 @@ def _pixel_map(name, value, height, width, device):
         shift = {"TranslateX": [int(value), 0], "TranslateY": [0, int(value)]}.get(name, [0, 0])
         center = [0, 0] if name in ("ShearX", "ShearY") else None
         warped = tvf.affine(numbers, 0.0, shift, 1.0, shear, center=center)
-    source = warped.flatten().long() - 1
-    return send(source.clamp(min=0), device), send((source >= 0).to(torch.uint8), device)
+    row, column = warped.flatten(1).long() - 1  # -1 outside
+    source = row.clamp(min=0) * width + column.clamp(min=0)
+    return send(source, device), send((row >= 0).to(torch.uint8), device)
 
 
 def _warp(images, name, value):
@@ -237,6 +249,7 @@ TABLES = {
 BLENDS = {"Color": _color, "Sharpness": _sharpness}
 
 
+@in_float32
 def random_crop(images, size, generator, padding=0):
     """Cuts a window of its own from each image, every position equally likely.
 
@@ -277,6 +290,7 @@ def center_crop(images, size):
     return images[..., top : top + height, left : left + width]
 
 
+@in_float32
 def random_horizontal_flip(images, generator, p=0.5):
     """Mirrors each image of (B, C, H, W) left to right with probability p, 0 to 1."""
     flipped = torch.rand(len(images), generator=generator) < p
@@ -284,6 +298,7 @@ def random_horizontal_flip(images, generator, p=0.5):
     return images.index_copy(0, flipped, images.index_select(0, flipped).flip(-1))
 
 
+@in_float32
 def random_erasing(images, generator, p=0.5, scale=(0.02, 0.33), ratio=(0.3, 3.3), value=0):
     """Random Erasing (Zhong et al. 2017, arXiv 1708.04896): overwrites a rectangle of its own in
     each image, as `torchvision.transforms.RandomErasing` draws it.
@@ -323,6 +338,7 @@ def random_erasing(images, generator, p=0.5, scale=(0.02, 0.33), ratio=(0.3, 3.3
     return (images * (1 - inside)).add_(inside * value)
 
 
+@in_float32
 def normalize(images, mean, std):
     """(x / 255 - mean) / std of uint8 images (B, C, H, W) as float32; mean and std are numbers or
     one for each channel, on the scale 0 to 1. Raises TypeError if the images are not uint8."""

@@ -1,4 +1,4 @@
-"""Downloads that are there whole or not at all."""
+"""Downloads, and what is unpacked, that are there whole or not at all."""
 
 import errno
 import hashlib
@@ -13,13 +13,14 @@ from agglomerator.settings import UserError
 
 
 @contextmanager
-def into(folder, name, way_out):
+def into(folder, name, way_out, done="downloaded"):
     """A temporary folder for a download, whose files move to `folder` when all went well.
 
     Args:
         folder: where to; the temporary folder lies in it, so that moving is renaming.
         name: of the data set.
         way_out: what the user can do if it cannot be downloaded, the end of a sentence.
+        done: what is done there, to say that it cannot be.
 
     Raises:
         UserError: no connection, a wrong checksum, a full disk, a folder that cannot be written.
@@ -39,12 +40,12 @@ def into(folder, name, way_out):
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"{where} cannot be downloaded: the disk is full; make room there, or name "
+                f"{where} cannot be {done}: the disk is full; make room there, or name "
                 "another place by --data_dir."
             ) from None
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{where} is not there and cannot be downloaded ({reason}); {way_out}"
+            f"{where} is not there and cannot be {done} ({reason}); {way_out}"
         ) from None
 
 

@@ -87,6 +87,11 @@ def hierarchy_of(settings, classes):
     return None
 
 
+def known_classes(name):
+    """Names of the classes in a known hierarchy, in alphabetical order."""
+    return sorted(_read(KNOWN / f"{name}.txt"))
+
+
 def _read(path):
     """Class -> (groups above it, number of its line), in the order of the file."""
     try:

@@ -37,21 +37,28 @@ class Data(LightningDataModule):
     Batches are uint8 images (B, C, H, W) and labels (B,); `view` and `augmented_view` make the
     network's input of them, on whatever device they are, `crop` what a person should see.
 
-    Attributes, after `setup`: `train`, `val`, `test`, subsets in data-set order, the first two read
-    when they are first asked for; `classes`, names; `hierarchy`, what is known of their
-    super-classes, or None.
+    Attributes: `classes`, names; after `setup` `train`, `val`, `test`, subsets in data-set order,
+    the first two read when they are first asked for, the last as --limit_test leaves it; and
+    `hierarchy`, what is known of the classes' super-classes, or None.
+
+    Args:
+        settings: of the run.
+        class_map: `ClassMap` with the labels of the run; None for those of the data set.
+        split_seed: decides which training images are held out; None for the run's seed.
 
     Raises:
-        UserError: there is no such data set, it has another number of classes, or --hierarchy does
-            not fit them.
+        UserError: there is no such data set, --limit_test is less than a batch, or --hierarchy does
+            not fit the classes.
     """
 
-    def __init__(self, settings):
+    def __init__(self, settings, class_map=None, split_seed=None):
         super().__init__()
-        self.settings = settings
+        self.settings, self.class_map = settings, class_map
+        self.split_seed = settings.seed if split_seed is None else split_seed
         self.entry = sets.entry_of(settings)
-        sets.complete(settings, given={"n_classes"})
         self.mean, self.std = sets.normalization_of(settings)
+        names = sets.classes_of(settings) if class_map is None else class_map.names
+        self.classes = list(names)
 
     def prepare_data(self):
         """Download what is missing; processes of this machine that want the same wait."""
@@ -63,18 +70,51 @@ class Data(LightningDataModule):
         """Read the test set, which there is no run without."""
         if hasattr(self, "test"):
             return
-        test = sets.read_split(self.settings, "test")
-        self.classes = test.classes
+        test = self._read("test")
         self.hierarchy = hierarchy_of(self.settings, self.classes)
-        self.test = _all_of(test)
+        self._whole_test = _all_of(test)
+        self.test = self._chosen(self._whole_test, "test")
+
+    def _read(self, split):
+        images = sets.read_split(self.settings, split)
+        return images if self.class_map is None or images is None else self.class_map.apply(images)
 
     @cached_property
     def _divided(self):
-        s = self.settings
-        whole, val = sets.read_split(s, "train"), sets.read_split(s, "val")
+        whole, val = self._read("train"), self._read("val")
         if val is not None:
             return _all_of(whole), _all_of(val)
-        return split(whole, s.val_share, s.seed, self.entry.together)
+        return split(whole, self.settings.val_share, self.split_seed)
+
+    def limited(self, name):
+        """What --limit_train, --limit_val or --limit_test leaves of "train", "val" or "test": so
+        many batches of images, drawn by seed, in data-set order.
+
+        Raises:
+            UserError: it is less than one batch.
+        """
+        return self.test if name == "test" else self._chosen(getattr(self, name), name)
+
+    def whole(self, name):
+        """All of "train", "val" or "test", whatever --limit_... leaves."""
+        return self._whole_test if name == "test" else getattr(self, name)
+
+    def origin(self):
+        """What a checkpoint tells of its data, by name: its classes, and what its split depends on
+        beside --val_share."""
+        return {
+            "class_names": self.classes,
+            "split_seed": self.split_seed,
+            "training_images": sets.training_images(self.settings),
+        }
+
+    def _chosen(self, subset, name):
+        s, n_images = self.settings, len(subset)
+        n = n_batches(s, name, math.ceil(n_images / s.batch_size)) * s.batch_size
+        if n >= n_images:
+            return subset
+        drawn = torch.randperm(n_images, generator=chance(s.seed, n_images))[:n].sort().values
+        return Subset(subset.dataset, torch.as_tensor(subset.indices)[drawn].tolist())
 
     @property
     def train(self):
@@ -93,7 +133,8 @@ class Data(LightningDataModule):
                 "--skip_unreadable: several processes need batches of one size, and these images "
                 "are read on the way; remove those that cannot be read, or train in one process."
             )
-        self.check_limits(world_size)
+        for name in ("train", "val"):
+            self.images_an_epoch(name, world_size)
         if len(self.val) < world_size and self.settings.limit_val:
             raise UserError(
                 f"--dataset={self.settings.dataset}: {len(self.val)} images to validate, too few "
@@ -105,17 +146,16 @@ class Data(LightningDataModule):
                 f"{' of one process' if world_size > 1 else ''}; use at most {share}."
             )
 
-    def check_limits(self, world_size=1, splits=("train", "val", "test")):
-        """Raises UserError if a share of batches is less than one batch in some process."""
-        for name in splits:
-            limit, batch = getattr(self.settings, f"limit_{name}"), self.settings.batch_size
-            images = len(getattr(self, name)) // (1 if name == "test" else world_size)
-            n = max(1, images // batch if name == "train" else math.ceil(images / batch))
-            if isinstance(limit, float) and limit > 0 and int(limit * n) == 0:
-                raise UserError(
-                    f"--limit_{name}={limit}: less than one of {n} batches; use a number of "
-                    f"batches, as --limit_{name}=1."
-                )
+    def images_an_epoch(self, name, world_size):
+        """How many images of "train" or "val" so many processes together see in an epoch.
+
+        Raises:
+            UserError: --limit_train or --limit_val is less than one batch in each of them.
+        """
+        n_images, batch = len(getattr(self, name)), self.settings.batch_size
+        full = n_images // world_size // batch
+        batches = full if name == "train" else math.ceil(n_images / world_size / batch)
+        return min(n_images, n_batches(self.settings, name, batches) * batch * world_size)
 
     def train_dataloader(self):
         """Shuffled by seed and epoch; batches that are not full are left out."""
@@ -123,14 +163,19 @@ class Data(LightningDataModule):
         return self._loader(self.train, TrainLoader, sampler=order, drop_last=True)
 
     def val_dataloader(self):
-        """In an order fixed by the seed: folders list class by class, and the contrastive loss of a
-        batch of one class says nothing."""
-        chosen = torch.Generator().manual_seed(self.settings.seed)
-        order = torch.randperm(len(self.val), generator=chosen)
-        return self.in_order(Subset(self.val, order.tolist()))
+        return self.in_order(self._mixed(self.val))
 
     def test_dataloader(self):
-        return self.in_order(self.test)
+        s = self.settings
+        classifies = s.supervise or s.finetune
+        return self.in_order(self.test if classifies else self._mixed(self.test))
+
+    def _mixed(self, subset):
+        """In an order fixed by the seed: folders list class by class, and the contrastive loss of a
+        batch of one class says nothing."""
+        drawn = torch.Generator().manual_seed(self.settings.seed)
+        order = torch.randperm(len(subset), generator=drawn)
+        return Subset(subset, order.tolist())
 
     def in_order(self, subset):
         """Batches of a subset in its order, each image in one process."""
@@ -237,22 +282,52 @@ def one_at_a_time(folder):
         yield
 
 
-def split(whole, share, seed, together=1):
+def split(whole, share, seed):
     """Divide a data set into training and validation images: two subsets in data-set order.
+
+    Where it has groups, whole ones are held out, the same share of every class as far as that goes,
+    and at least one if the share is more than 0.
 
     Args:
         whole: N images.
-        share: of them held out for validation.
-        seed: that the division depends on, beside N.
-        together: so many images in a row stay on one side.
+        share: of them, or of their groups, held out for validation.
+        seed: that the division depends on, beside N or the groups.
     """
-    n_groups = len(whole) // together
-    order = torch.randperm(n_groups, generator=torch.Generator().manual_seed(seed))
-    in_val = torch.zeros(n_groups, dtype=torch.bool)
-    in_val[order[: round(share * n_groups)]] = True
-    in_val = in_val.repeat_interleave(together)
+    draw = torch.Generator().manual_seed(seed)
+    if whole.groups is None:
+        order = torch.randperm(len(whole), generator=draw)
+        in_val = torch.zeros(len(whole), dtype=torch.bool)
+        in_val[order[: round(share * len(whole))]] = True
+    else:
+        groups, first = np.unique(whole.groups, return_index=True)
+        order = torch.randperm(len(groups), generator=draw).numpy()
+        of_class = whole.labels.numpy()[first[order]]
+        place = np.empty(len(groups))  # within the class, from 0 to 1
+        for label in set(of_class):
+            mine = of_class == label
+            place[mine] = np.arange(mine.sum()) / mine.sum()
+        held_out = max(round(share * len(groups)), share > 0)
+        chosen = order[np.argsort(place, kind="stable")[:held_out]]
+        in_val = torch.from_numpy(np.isin(whole.groups, groups[chosen]))
     rows = torch.arange(len(in_val))
     return Subset(whole, rows[~in_val].tolist()), Subset(whole, rows[in_val].tolist())
+
+
+def n_batches(settings, name, batches):
+    """How many of so many batches --limit_<name> leaves: its number, or its share of them.
+
+    Raises:
+        UserError: a share that is less than one batch.
+    """
+    limit = getattr(settings, f"limit_{name}")
+    if isinstance(limit, int):
+        return min(limit, batches)
+    if limit > 0 and batches and int(limit * batches) == 0:
+        raise UserError(
+            f"--limit_{name}={limit}: less than one of {batches} batches; use a number of "
+            f"batches, as --limit_{name}=1."
+        )
+    return int(limit * batches)
 
 
 def _all_of(images):

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torchvision.datasets import FashionMNIST
 from torchvision.transforms.v2 import functional as TF
 
+from agglomerator.data import smallnorb
 from agglomerator.data.augment import to_channels
-from agglomerator.data.folder import count_classes, read_folder
+from agglomerator.data.folder import class_names, fingerprint, read_folder
+from agglomerator.data.hierarchy import known_classes
 from agglomerator.data.images import ImageSet, batches_of
 from agglomerator.data.partwhole import CLASSES, PartWhole
 from agglomerator.data.smallnorb import download_smallnorb, read_smallnorb
@@ -24,24 +27,28 @@ class DataSetEntry:
     Attributes:
         read: (settings, train) -> ImageSet, the training set or the test set, whole and in order.
             Any size and number of channels. Not used for folders of images.
-        n_classes: number of classes; None for folders of images, in which they are counted.
+        classes: their names, in the order of labels; None for folders of images, which have them.
         download: (settings) that fetches what is missing, quick if nothing is.
         mean, std: of the channels on the scale 0 to 1, for normalisation.
         margin: images are kept so many times larger than image_size, and cropped to it: at random
             in training, in the middle otherwise.
         erase: Random Erasing after RandAugment in training.
-        together: so many images in a row are of one scene, and not divided between training and
-            validation.
     """
 
     read: Callable | None = None
-    n_classes: int | None = None
+    classes: tuple | None = None
     download: Callable | None = None
     mean: tuple = (0.5,)
     std: tuple = (0.5,)
     margin: float = 1.0
     erase: bool = False
-    together: int = 1
+
+    @property
+    def n_classes(self):
+        return None if self.classes is None else len(self.classes)
+
+
+DIGITS = tuple("0123456789")
 
 
 def read_digits(settings, train):
@@ -55,7 +62,7 @@ def read_digits(settings, train):
     parts = train_test_split(rows, test_size=0.2, stratify=digits.target, random_state=0)
     chosen = np.sort(parts[0 if train else 1])
     images = torch.from_numpy((digits.images[chosen] * (255 / 16)).round().astype(np.uint8))
-    return ImageSet(images[:, None], digits.target[chosen], map(str, range(10)))
+    return ImageSet(images[:, None], digits.target[chosen], DIGITS)
 
 
 class _Scenes(PartWhole):
@@ -85,26 +92,33 @@ def read_partwhole(settings, train):
     return ImageSet(images, labels, CLASSES, {"parts": parts, "objects": objects})
 
 
-def of_torchvision(name, n_classes, **options):
+def of_torchvision(name, classes, **options):
     """The entry of one of torchvision's small data sets."""
-    return DataSetEntry(reader(name), n_classes, downloader(name), **options)
+    return DataSetEntry(reader(name), tuple(classes), downloader(name), **options)
 
 
 IMAGENET_COLOURS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 DATA_SETS = {
     "CIFAR10": of_torchvision(
-        "CIFAR10", 10, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)
+        "CIFAR10",
+        known_classes("CIFAR10"),
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
     ),
     "CIFAR100": of_torchvision(
-        "CIFAR100", 100, mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762), erase=True
+        "CIFAR100",
+        known_classes("CIFAR100"),
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+        erase=True,
     ),
-    "MNIST": of_torchvision("MNIST", 10),
-    "FashionMNIST": of_torchvision("FashionMNIST", 10),
-    "smallNORB": DataSetEntry(read_smallnorb, 5, download_smallnorb, margin=1.5, together=2),
+    "MNIST": of_torchvision("MNIST", DIGITS),
+    "FashionMNIST": of_torchvision("FashionMNIST", FashionMNIST.classes),
+    "smallNORB": DataSetEntry(read_smallnorb, smallnorb.CLASSES, download_smallnorb, margin=1.5),
     "IMAGENET": DataSetEntry(margin=1.125, **IMAGENET_COLOURS),
     "ImageFolder": DataSetEntry(**IMAGENET_COLOURS),
-    "PartWhole": DataSetEntry(read_partwhole, len(CLASSES)),
-    "digits": DataSetEntry(read_digits, 10),
+    "PartWhole": DataSetEntry(read_partwhole, CLASSES),
+    "digits": DataSetEntry(read_digits, DIGITS),
 }
 
 
@@ -140,13 +154,23 @@ def _known(name, flag):
     raise UserError(f"{flag}={name}: {hint}Known are {', '.join(DATA_SETS)}.")
 
 
-def count(settings):
-    """Number of classes of --dataset.
+def classes_of(settings):
+    """Names of the classes of --dataset, in the order of labels, as a tuple.
 
     Raises:
         UserError: there is no such data set, or no such folder.
     """
-    return entry_of(settings).n_classes or count_classes(settings)
+    return entry_of(settings).classes or tuple(class_names(settings))
+
+
+def training_images(settings):
+    """What tells the training images of --dataset from others: the data set's name, or what the
+    names of a folder's files hash to.
+
+    Raises:
+        UserError: there is no such data set, or no such folder.
+    """
+    return fingerprint(settings) if entry_of(settings).read is None else settings.dataset
 
 
 def complete(settings, given):
@@ -159,7 +183,7 @@ def complete(settings, given):
     Raises:
         UserError: the user gave another n_classes, or there is no such data set.
     """
-    n_classes = count(settings)
+    n_classes = len(classes_of(settings))
     if "n_classes" in given and settings.n_classes != n_classes:
         raise UserError(
             f"--n_classes={settings.n_classes}: {settings.dataset} has {n_classes} classes; "
@@ -211,7 +235,7 @@ def _read(settings, split):
     if images.shape[2:] != (side, side):
         parts = images.split(4096)
         images = torch.cat([TF.resize(part, [side, side], antialias=True) for part in parts])
-    return ImageSet(images, found.labels, found.classes, found.extra)
+    return ImageSet(images, found.labels, found.classes, found.extra, found.groups)
 
 
 def side_of(settings):

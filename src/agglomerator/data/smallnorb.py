@@ -38,7 +38,8 @@ SHA256 = {
 
 def read_smallnorb(settings, train):
     """A split as an `ImageSet`: 48600 gray images of 96x96, the left and then the right eye of each
-    of 24300 pairs. `extra["info"]` (N, 4): instance, elevation, azimuth, lighting.
+    of 24300 pairs. `extra["info"]` (N, 4): instance, elevation, azimuth, lighting. A toy, of which
+    a class has five in a split, is a group.
 
     Raises:
         UserError: a file is missing, damaged, or does not fit the others.
@@ -61,7 +62,9 @@ def read_smallnorb(settings, train):
                 f"{part} file of {pairs} pairs; copy it anew."
             )
     images = images.reshape(2 * pairs, 1, *images.shape[2:])
-    return ImageSet(images, labels.repeat(2), CLASSES, {"info": info.repeat(2, axis=0)})
+    toys = np.unique(np.stack([labels, info[:, 0]], 1), axis=0, return_inverse=True)[1].reshape(-1)
+    extra = {"info": info.repeat(2, axis=0)}
+    return ImageSet(images, labels.repeat(2), CLASSES, extra, toys.repeat(2))
 
 
 def download_smallnorb(settings):

@@ -1,0 +1,31 @@
+import pytest
+
+from agglomerator.machine import devices_of, processes_here
+from agglomerator.settings import Settings
+
+
+@pytest.mark.parametrize(
+    "flags, processes",
+    [
+        ({}, 1),
+        (dict(accelerator="cpu", num_gpus=4), 1),
+        (dict(accelerator="cpu", devices="3"), 3),
+        (dict(accelerator="cpu", devices="3", num_nodes=2), 3),
+        (dict(accelerator="cpu", devices="auto"), 1),
+        (dict(devices="0,3"), 2),
+        (dict(devices="1,"), 1),
+        (dict(devices="3", mode="all"), 3),
+        (dict(devices="3", mode="test"), 1),
+        (dict(devices="3", mode="freeze"), 1),
+    ],
+)
+def test_processes_that_share_this_machine(flags, processes):
+    assert processes_here(Settings(**{"accelerator": "cpu"} | flags)) == processes
+
+
+def test_torchrun_says_how_many(monkeypatch):
+    said = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings(devices="2")
+    assert processes_here(settings) == 4 and devices_of(settings) == (4, 2)

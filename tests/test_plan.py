@@ -1,0 +1,253 @@
+"""What comes from the checkpoint: classes, split, normalisation; in files as a user has them."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL_SETTINGS, run_here
+from PIL import Image
+
+from agglomerator import load_checkpoint
+from agglomerator.data.module import Data
+from agglomerator.settings import Settings, UserError
+
+SHADES = {"ash": 20, "bone": 90, "clay": 160, "dust": 230}
+FOLDER = dict(
+    dataset="ImageFolder", image_size=16, conv_image_size=4, n_channels=1, patch_dim=16,
+    contr_dim=32, batch_size=16, learning_rate=0.01, num_workers=0, logger="none",
+    max_epochs=6, lr_speed=6, supervised_epochs=20, exp_name="run", augmentation="mirror",
+)  # fmt: skip
+
+
+def write(root, shades, n_train=16, n_test=6):
+    """A folder with a class for each name, told by how bright its images are."""
+    random = np.random.default_rng(0)
+    for split, n in (("train", n_train), ("test", n_test)):
+        for name, shade in shades.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                pixels = random.normal(shade, 12, (16, 16)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i:02}.png")
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(folder, output) of a network trained on the shades, both stages."""
+    place = tmp_path_factory.mktemp("trained")
+    folder, output = write(place / "shades", SHADES), place / "output"
+    run_here(**FOLDER | dict(mode="all", data_dir=folder, output_dir=str(output)))
+    return folder, output / "run"
+
+
+def checkpoint(trained, stage="supervised_"):
+    return str(trained[1] / "checkpoints" / f"{stage}best.ckpt")
+
+
+def run(capsys, tmp_path, **flags):
+    """What a run says, and its folder."""
+    capsys.readouterr()
+    run_here(**FOLDER | dict(output_dir=str(tmp_path), exp_name="new") | flags)
+    return capsys.readouterr().out, tmp_path / "new"
+
+
+def record_of(folder, stage="supervised"):
+    return json.loads((folder / f"test_{stage}.json").read_text())
+
+
+@pytest.fixture
+def tested(trained):
+    record = record_of(trained[1])
+    assert record["top1"] > 0.8  # or the tests below say little
+    return record
+
+
+def test_the_same_classes_in_another_order(trained, tested, tmp_path, capsys):
+    names = {"Dust": 230, "ash": 20, "bone": 90, "clay": 160}  # upper case comes first
+    folder = write(tmp_path / "other", names)
+    load = dict(data_dir=folder, load_checkpoint_dir=checkpoint(trained))
+    said, place = run(capsys, tmp_path, mode="test", **load)
+    record = record_of(place)
+    assert "mapped by name" in said
+    assert record["top1"] > 0.8 and list(record["per_class"]) == list(SHADES)
+
+    said, place = run(capsys, tmp_path, mode="freeze", **load)
+    with (place / "images_test.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    labels = np.load(place / "labels_test.npy")
+    assert [int(row["label"]) for row in rows] == labels.tolist()
+    for row in rows:
+        name = list(SHADES)[int(row["label"])]
+        assert row["class"] == name and f"/test/{name}/" in row["file"].lower()
+    assert [int(row["index"]) for row in rows] == list(range(24))
+
+
+def test_some_of_the_classes(trained, tested, tmp_path, capsys):
+    folder = write(tmp_path / "some", {name: SHADES[name] for name in ("bone", "dust")})
+    load = dict(data_dir=folder, load_checkpoint_dir=checkpoint(trained))
+    said, place = run(capsys, tmp_path, mode="test", **load)
+    record = record_of(place)
+    assert "2 of the 4 classes" in said
+    assert record["per_class"]["ash"] is None and record["top1"] > 0.7
+
+
+def test_other_classes(trained, tmp_path, capsys):
+    names = {"ebony": 20, "flax": 125, "gold": 230}
+    folder = write(tmp_path / "other", names)
+    flags = dict(data_dir=folder, load_checkpoint_dir=checkpoint(trained))
+    with pytest.raises(UserError, match="ebony, flax, gold.*ash, bone, clay, dust.*--supervise"):
+        run(capsys, tmp_path, mode="test", **flags)
+    with pytest.raises(UserError, match="--n_classes=7.*3 classes"):
+        run(capsys, tmp_path, supervise=True, n_classes=7, **flags)
+    with pytest.raises(UserError, match="--resume_training.*ebony.*ash"):
+        run(capsys, tmp_path, supervise=True, resume_training=True, **flags)
+    said, place = run(capsys, tmp_path, mode="freeze", **flags)
+    assert "nearest class mean" in said
+    assert json.loads((place / "meaning.json").read_text())["error"] < 0.3
+    said, place = run(capsys, tmp_path, mode="islands", **flags)
+    assert (place / "islands" / "test.png").is_file()
+
+    said, place = run(capsys, tmp_path, supervise=True, **flags)
+    assert "A new classifier for the 3 classes" in said
+    best = place / "checkpoints" / "supervised_best.ckpt"
+    run(capsys, tmp_path, mode="test", data_dir=folder, load_checkpoint_dir=str(best))
+    assert record_of(place)["top1"] > 0.7
+    assert load_checkpoint(best).class_names == list(names)
+
+    # Stage one as well, and a checkpoint of it is tested by the class means of whatever is there.
+    said, place = run(capsys, tmp_path, **flags)
+    assert "A new classifier" in said
+    start = checkpoint(trained, stage="")
+    run(capsys, tmp_path, mode="test", data_dir=folder, load_checkpoint_dir=start)
+    assert record_of(place, "contrastive")["top1"] > 0.7
+
+
+def test_the_split_is_that_of_the_checkpoint(trained, tmp_path, capsys):
+    folder, _ = trained
+    start = checkpoint(trained)
+
+    def held_out(**flags):
+        said, place = run(capsys, tmp_path, mode="freeze", load_checkpoint_dir=start, **flags)
+        with (place / "images_val.csv").open(newline="") as file:
+            return said, [int(row["index"]) for row in csv.DictReader(file)]
+
+    data = Data(Settings(**FOLDER | dict(data_dir=folder, n_classes=4)))
+    data.setup()
+    said, rows = held_out(data_dir=folder)
+    assert rows == list(data.val.indices) and "--seed" not in said
+    said, rows = held_out(data_dir=folder, seed=7, val_share=0.5)
+    assert rows == list(data.val.indices)
+    assert "--seed=7: the images held out stay" in said and "--val_share=0.5" in said
+    other = write(tmp_path / "other", SHADES, n_train=20)
+    said, rows = held_out(data_dir=other)
+    assert "learned from other images" in said and len(rows) == 16
+
+
+def test_stage_two_holds_out_what_stage_one_did(tmp_path, capsys):
+    one = SMALL_SETTINGS | dict(max_epochs=1, limit_train=2, limit_val=1, exp_name="one")
+    one |= dict(output_dir=str(tmp_path))
+    run_here(**one, seed=7)
+    start = tmp_path / "one" / "checkpoints"
+    run_here(**one, supervise=True, load_checkpoint_dir=str(start / "best.ckpt"))
+    stored = torch.load(start / "supervised_best.ckpt", weights_only=True)["hyper_parameters"]
+    assert stored["seed"] == stored["split_seed"] == 7
+    flags = one | dict(load_checkpoint_dir=str(start / "best.ckpt"), exp_name="two")
+    run_here(**flags, supervise=True, seed=8)
+    path = tmp_path / "two" / "checkpoints" / "supervised_best.ckpt"
+    stored = torch.load(path, weights_only=True)["hyper_parameters"]
+    assert (stored["seed"], stored["split_seed"]) == (8, 7)
+    assert "stay those of" in capsys.readouterr().out
+
+
+def test_another_normalisation_is_said(trained, tmp_path, capsys):
+    flags = dict(data_dir=trained[0], load_checkpoint_dir=checkpoint(trained))
+    said, _ = run(capsys, tmp_path, mode="test", normalization="MNIST", **flags)
+    assert "--normalization=MNIST" in said and "ImageFolder" in said
+
+
+def test_limits_are_drawn_from_all_of_a_folder(trained, tested, tmp_path, capsys):
+    flags = dict(data_dir=trained[0], load_checkpoint_dir=checkpoint(trained))
+    said, place = run(capsys, tmp_path, mode="test", limit_test=1, **flags)
+    record = record_of(place)
+    assert "--limit_test=1: 16 of 24 test images, drawn by --seed=42" in said
+    assert record["images"] == 16 and None not in record["per_class"].values()
+    assert record["top1"] > 0.7
+
+    start = flags | dict(load_checkpoint_dir=checkpoint(trained, stage=""))
+    said, place = run(capsys, tmp_path, mode="test", limit_train=1, **start)
+    assert "16 of 52 training images" in said or "16 of 51 training images" in said
+    assert record_of(place, "contrastive")["top1"] > 0.6
+
+    said, place = run(capsys, tmp_path, mode="freeze", limit_train=2, limit_val=0, **flags)
+    for name, n in (("train", 32), ("val", 0), ("test", 24)):
+        assert np.load(place / f"features_{name}.npy").shape == (n, 32)
+        assert np.load(place / f"labels_{name}.npy").shape == (n,)
+    labels = np.load(place / "labels_train.npy")
+    assert (np.diff(labels) >= 0).all() and len(set(labels)) == 4  # in data-set order
+
+
+def test_the_contrastive_loss_of_a_test_is_of_mixed_batches(trained):
+    settings = Settings(**FOLDER | dict(data_dir=trained[0], n_classes=4))
+    for supervise in (False, True):
+        data = Data(settings.replace(supervise=supervise))
+        data.setup()
+        data.trainer = type("Trainer", (), {"global_rank": 0, "world_size": 1})
+        labels = [labels.tolist() for _, labels in data.test_dataloader()]
+        again = [labels.tolist() for _, labels in data.test_dataloader()]
+        assert labels == again
+        in_order = sorted(sum(labels, []))
+        assert (sum(labels, []) == in_order) == supervise
+        assert supervise or len(set(labels[0])) == 4
+
+
+def test_preprocess_gives_what_a_test_gives(trained):
+    model = load_checkpoint(checkpoint(trained))
+    assert model.class_names == list(SHADES)
+    data = Data(Settings(**FOLDER | dict(data_dir=trained[0], n_classes=4)))
+    data.setup()
+    pixels, _ = data.test[list(range(24))]
+    expected = data.view(pixels)
+    paths = sorted((Image.open(p) for p in data_paths(trained[0])), key=lambda i: i.filename)
+    arrays = np.stack([np.asarray(image) for image in paths])
+    for images in (
+        [image.filename for image in paths], paths, arrays, arrays[..., None], list(arrays),
+        arrays[..., None].repeat(3, -1), pixels, torch.from_numpy(arrays), list(pixels),
+    ):  # fmt: skip
+        assert torch.equal(model.preprocess(images), expected)
+    assert torch.equal(model.preprocess(paths[0]), expected[:1])
+    wide = Image.new("RGBA", (80, 40), "white")
+    assert model.preprocess(wide).shape == (1, 1, 16, 16)
+    for wrong in (arrays / 255, arrays.astype(int), np.zeros((2, 2, 2, 2, 2), np.uint8), []):
+        with pytest.raises(UserError, match="preprocess"):
+            model.preprocess(wrong)
+
+
+def data_paths(folder):
+    from pathlib import Path
+
+    return sorted((Path(folder) / "test").rglob("*.png"))
+
+
+def test_images_that_are_not_normalised_are_warned_of(trained, recwarn):
+    model = load_checkpoint(checkpoint(trained))
+    pixels = torch.randint(256, (4, 1, 16, 16), dtype=torch.uint8)
+    with torch.no_grad():
+        model.classify(model.preprocess(pixels))
+        assert not [w for w in recwarn if "preprocess" in str(w.message)]
+        for use in (model, model.classify, model.states):
+            for images in (pixels, pixels / 255):
+                with pytest.warns(UserWarning, match="model.preprocess"):
+                    use(images)
+
+
+def test_a_published_network_needs_its_data_set_named(trained, tmp_path):
+    weights = load_checkpoint(checkpoint(trained)).state_dict()
+    path = tmp_path / "p.pt"
+    torch.save(weights, path)
+    assert load_checkpoint(path).preprocess is None
+    assert load_checkpoint(path).class_names is None
+    model = load_checkpoint(path, dataset="MNIST")
+    assert model.preprocess.mean == (0.5,)

@@ -1,0 +1,48 @@
+import dataclasses
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import SMALL_SETTINGS
+
+from agglomerator import Agglomerator
+from agglomerator.data.module import Data
+from agglomerator.settings import Settings
+from agglomerator.stages import Stage
+
+
+@pytest.fixture
+def module():
+    settings = Settings(**SMALL_SETTINGS, dropout=0.0)
+    data = Data(settings)
+    data.setup()
+    torch.manual_seed(0)
+    module = Stage(Agglomerator(**dataclasses.asdict(settings)), settings, data)
+    module.trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    return module
+
+
+def loss_of(module, epoch):
+    module.trainer.fit_loop.epoch_progress.current.completed = epoch
+    assert module.current_epoch == epoch
+    batch = module.data.train[list(range(32))]
+    with torch.no_grad():
+        return module._evaluate(batch, 0)[0].item()
+
+
+def test_validation_draws_the_same_views_in_every_epoch(module):
+    module.eval()
+    assert loss_of(module, 0) == loss_of(module, 3)
+
+
+def test_training_draws_others(module):
+    assert loss_of(module, 0) != loss_of(module, 3)
+
+
+def test_a_class_without_images_is_never_the_nearest(module):
+    means = module.metrics.class_means
+    means.update(-torch.eye(32)[:9], torch.arange(9))
+    logits = module.logits(torch.eye(32)[:9])
+    assert logits[:, :9].max() <= 0 and not logits.argmax(1).eq(9).any()
