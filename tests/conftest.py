@@ -3,6 +3,8 @@
 The runs train on scikit-learn's digits, tiny networks for a few batches.
 """
 
+import contextlib
+import io
 import os
 import resource
 import subprocess
@@ -88,6 +90,23 @@ def run_program(*flags, ok=True, environment=(), limits=()):
     assert (done.returncode == 0) == ok, said
     assert "Traceback" not in done.stderr, said
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+def run_words(*words):
+    """Run the program with these flags in this process, which is quick; returns what it says."""
+    from agglomerator import flags, run
+
+    FLAGS = flags.FLAGS
+    if "patch_dim" not in FLAGS:
+        flags.define()
+    FLAGS.unparse_flags()
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            run.run(*flags.parse(["src/main.py", *map(str, words)]))
+    finally:
+        FLAGS.unparse_flags()
+    return said.getvalue()
 
 
 def run_here(**flags):

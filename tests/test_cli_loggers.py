@@ -23,7 +23,8 @@ def check_metrics(folder):
         rows = list(csv.DictReader(file))
     for name in ("train_loss_epoch", "val_loss", "val_acc", "wl", "wBU", "wTD", "wA"):
         assert any(row[name] for row in rows), name
-    assert any(row[name] for row in rows for name in row if name.startswith("lr"))
+    assert any(row["learning_rate"] for row in rows)
+    assert not (folder / "earlier").exists()
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_csv(tmp_path):
 
 
 def test_fashion_mnist_from_its_config_and_wandb_without_an_account(fashion_mnist, tmp_path):
-    result = run_program(
+    flags = (
         "--flagfile=config/config_FashionMNIST.cfg",
         f"--data_dir={fashion_mnist}",
         f"--output_dir={tmp_path}",
@@ -62,14 +63,22 @@ def test_fashion_mnist_from_its_config_and_wandb_without_an_account(fashion_mnis
         "--batch_size=8",
         "--max_epochs=1",
         "--logger=wandb",
-        environment={"WANDB_ERROR_REPORTING": "false"},
     )
+    quiet = {"WANDB_ERROR_REPORTING": "false"}
+    result = run_program(*flags, environment=quiet)
     assert "96 images to train on, 4 to validate" in result.stdout
     assert list((tmp_path / "fashion").rglob("*.wandb"))
     hints = [line for line in result.stdout.splitlines() if "wandb sync" in line]
     assert len(hints) == 1
     assert list(Path(hints[0].split("wandb sync ")[1].strip()).glob("*.wandb"))
     check_metrics(tmp_path / "fashion")
+
+    first = list((tmp_path / "fashion").rglob("*.wandb"))
+    result = run_program(*flags, environment=quiet)
+    (aside,) = (tmp_path / "fashion" / "earlier").iterdir()
+    assert f"An earlier run of this name was moved to {aside}." in result.stdout
+    assert [path.name for path in aside.rglob("*.wandb")] == [path.name for path in first]
+    assert list((tmp_path / "fashion" / "logs").rglob("*.wandb"))
 
 
 def test_data_file_that_is_cut_short(fashion_mnist, tmp_path):

@@ -1,14 +1,16 @@
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, run_program, save_published, small_run
+from conftest import SMALL, run_program, run_words, save_published, small_run
 from sklearn.datasets import load_digits
 
 from agglomerator import load_checkpoint
 from agglomerator.data.module import Data
+from agglomerator.record import git_state
 from agglomerator.settings import Settings
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -130,6 +132,54 @@ def test_freeze_writes_every_image_in_the_order_of_the_data_set(
     wrong = np.mean([row[1] != row[2] for row in table["data"]])
     assert len(table["data"]) == len(digits.test) and record["error"] == pytest.approx(wrong)
     assert result.stdout.count("wandb sync") == 1
+
+
+def test_results_of_other_settings_are_kept(stage_two_checkpoint, tmp_path):
+    words = [*SMALL, "--mode=test", "--exp_name=t", f"--output_dir={tmp_path}", "--limit_test=2"]
+    words += ["--iters=4", f"--load_checkpoint_dir={stage_two_checkpoint}"]
+    folder, path = tmp_path / "t", tmp_path / "t" / "test_supervised.json"
+    run_words(*words)
+    first = path.read_bytes()
+    record = json.loads(first)
+    assert record["git"] == git_state()
+    assert record["settings"].items() >= dict(iters=4, seed=42, limit_test=2).items()
+    run_words(*words, "--num_workers=0", "--iters=None")  # says the same
+    assert json.loads(path.read_bytes()) == record and not (folder / "earlier").exists()
+
+    said = run_words(*words, "--iters=2", "--limit_test=2.0")
+    (aside,) = (folder / "earlier").iterdir()
+    assert f"Earlier results (of --iters=4) were moved to {aside}." in said
+    assert (aside / path.name).read_bytes() == first
+    assert {each.name for each in aside.iterdir()} == {
+        each.name for each in folder.glob("[ct]*_supervised.*")
+    }
+    assert json.loads(path.read_bytes())["settings"]["iters"] == 2
+
+    other = shutil.copy(stage_two_checkpoint, tmp_path / "other.ckpt")
+    content = torch.load(other, weights_only=True)
+    content["state_dict"]["model.wl"] += 1
+    torch.save(content, other)
+    said = run_words(*words, "--iters=2", f"--load_checkpoint_dir={other}")
+    assert f"Earlier results (of other weights, {stage_two_checkpoint}) were moved to" in said
+    path.write_text("{}")
+    said = run_words(*words, "--iters=2", f"--load_checkpoint_dir={other}")
+    assert "Earlier results (of other weights, not known which) were moved to" in said
+    assert len(list((folder / "earlier").iterdir())) == 3
+
+
+def test_features_of_another_network_are_kept(stage_one_checkpoint, stage_two_checkpoint, tmp_path):
+    folder = tmp_path / "f"
+    words = [*SMALL, "--mode=freeze", "--exp_name=f", f"--output_dir={tmp_path}"]
+    run_words(*words, f"--load_checkpoint_dir={stage_one_checkpoint}")
+    names = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    del names[".freeze.lock"]
+    assert len(names) == 14
+    said = run_words(*words, f"--load_checkpoint_dir={stage_two_checkpoint}")
+    assert f"Earlier results (of other weights, {stage_one_checkpoint}) were moved to" in said
+    (aside,) = (folder / "earlier").iterdir()
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == names
+    assert names.keys() <= {path.name for path in folder.iterdir()}
+    assert json.loads((folder / "meaning.json").read_text())["settings"]["seed"] == 42
 
 
 def test_published_checkpoint_works_like_our_own(stage_two_checkpoint, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SMALL, run_program, small_run
+from conftest import ROOT, run_program, small_run
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -57,14 +57,15 @@ def test_metrics_are_written_without_any_logger(stage_one):
     for name in ("val_loss", "val_acc", "wl", "wBU", "wTD", "wA", "train_loss_epoch"):
         assert len(found[name]) == 2, name
     assert all(0 <= value <= 1 for _, value in found["val_acc"])
-    assert any(name.startswith("lr") for name in found)
+    assert "learning_rate" in found
     assert found["wl"] != [(step, 0.25) for step, _ in found["wl"]]
 
 
 def test_schedule_counts_accumulated_batches_and_holds_its_last_value(stage_one):
     found = metrics(stage_one.output / "small")
-    (name,) = (name for name in found if name.startswith("lr"))
-    rates = dict(found[name])  # 1150 images: 35 batches of 32, so 12 steps of 3 batches an epoch
+    rates = dict(
+        found["learning_rate"]
+    )  # 1150 images: 35 batches of 32, so 12 steps of 3 batches an epoch
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.005, total_steps=12)
     expected = []
@@ -150,10 +151,13 @@ def test_a_run_goes_on_and_a_new_one_puts_the_earlier_aside(tmp_path):
     whole = weights(tmp_path / "whole" / "again" / "checkpoints" / "last.ckpt")
     assert not changed(whole, weights(folder / "checkpoints" / "last.ckpt"))
 
-    message = run_program(
-        *SMALL, f"--output_dir={tmp_path}", *flags, "--max_epochs=3", "--resume_training", ok=False
-    ).stderr
-    assert message.startswith("error: --max_epochs=3: ") and "has done 3 epochs" in message
+    before = everything_below(folder)
+    result = small_run(tmp_path, *flags, "--max_epochs=3", "--resume_training")
+    done, following = result.stdout.splitlines()
+    assert done.startswith("It is done: ") and "has done 3 epochs; " in done
+    best = folder / "checkpoints" / "best.ckpt"
+    assert following.startswith("Next: ") and f"--load_checkpoint_dir={best}" in following
+    assert everything_below(folder) == before
 
     kept = {path.read_bytes() for path in (folder / "checkpoints").iterdir()}
     kept |= {(folder / n).read_bytes() for n in ("logs/contrastive/metrics.csv", "flags.cfg")}
@@ -168,6 +172,7 @@ def test_the_narrowest_blind_network_in_bfloat16_without_validation(tmp_path):
     flags += "--iters=1", "--max_epochs=1", "--plot_islands"
     result = small_run(tmp_path, "--exp_name=narrow", *flags)
     assert "sees nothing of the image before state 2" in result.stdout
+    assert "best        none: nothing was validated" in result.stdout
     folder = tmp_path / "narrow"
     last = folder / "checkpoints" / "last.ckpt"
     assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]

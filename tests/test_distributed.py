@@ -242,6 +242,11 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(tmp_path):
     with launch(parts, *BY_ITSELF, resume_training=True, **flags) as run:
         stderr = run.communicate(timeout=100)[1]
     assert run.returncode == 0, stderr
+    for launcher in (BY_ITSELF, TORCHRUN):
+        with launch(parts, *launcher, resume_training=True, **flags) as run:
+            stdout, stderr = run.communicate(timeout=100)
+        assert run.returncode == 0, stderr
+        assert [line.split(": ")[0] for line in stdout.splitlines()] == ["It is done", "Next"]
     assert rows(parts / "two", "contrastive") == rows(whole / "two", "contrastive")
     for name in ("best", "last"):
         path = f"two/checkpoints/{name}.ckpt"

@@ -26,22 +26,29 @@ from agglomerator import flags
 from agglomerator.settings import UserError
 import dataclasses
 flags.define()
-try:
-    settings, given = flags.parse(["main.py", *sys.argv[1:]])
-except UserError as error:
-    print(json.dumps({"error": str(error)}))
-else:
-    print(json.dumps({"settings": dataclasses.asdict(settings), "given": sorted(given)}))
+for argv in json.loads(sys.argv[1]):
+    flags.FLAGS.unparse_flags()
+    try:
+        settings, given = flags.parse(["main.py", *argv])
+    except UserError as error:
+        print(json.dumps({"error": str(error)}))
+    else:
+        print(json.dumps({"settings": dataclasses.asdict(settings), "given": sorted(given)}))
 assert "torch" not in sys.modules
 """
 
 
-def parse(*arguments):
-    """What a fresh process reads from a command line: the settings and the names given."""
-    command = [sys.executable, "-c", PARSE, *map(str, arguments)]
+def parse_all(argvs):
+    """What a fresh process reads from command lines: for each the settings and the names given."""
+    argvs = json.dumps([[*map(str, argv)] for argv in argvs])
+    command = [sys.executable, "-c", PARSE, argvs]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def parse(*arguments):
+    return parse_all([arguments])[0]
 
 
 def test_defaults_are_those_of_the_published_flags():
@@ -59,6 +66,78 @@ def test_later_flag_wins_over_the_flagfile(tmp_path):
     settings = found["settings"]
     assert (settings["levels"], settings["patch_dim"], settings["supervise"]) == (3, 64, False)
     assert set(found["given"]) == {"levels", "patch_dim", "supervise"}
+
+
+# Lines of a flagfile as users write them, and what they say.
+LINES = {
+    "--levels 3": ("levels", 3),
+    "--levels = 3  ": ("levels", 3),
+    "levels=3": ("levels", 3),
+    "  -levels=3\t# three": ("levels", 3),
+    "--denoise_iter -2": ("denoise_iter", -2),
+    "supervise": ("supervise", True),
+    "--supervise  # stage two": ("supervise", True),
+    "--supervise true": ("supervise", True),
+    '--exp_name="my run"  // with a blank': ("exp_name", "my run"),
+    "--exp_name='#1 of two'": ("exp_name", "#1 of two"),
+    "--exp_name=#1": ("exp_name", "#1"),
+    "--data_dir=C:\\my data\\it's here": ("data_dir", "C:\\my data\\it's here"),
+    "--hierarchy=None": ("hierarchy", None),
+    "--supervised_learning_rate=None": ("supervised_learning_rate", None),
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_flagfiles_as_users_write_them(tmp_path, encoding):
+    for i, line in enumerate(LINES):
+        (tmp_path / f"{i}.cfg").write_bytes(f"# é\r\n{line}\r\n\r\n".encode(encoding))
+    found = parse_all([f"--flagfile={tmp_path}/{i}.cfg"] for i in range(len(LINES)))
+    for (line, (name, value)), each in zip(LINES.items(), found, strict=True):
+        assert "error" not in each, (line, each)
+        assert each["settings"][name] == value, line
+        assert type(each["settings"][name]) is type(value)
+
+
+def test_a_line_that_cannot_be_read_is_named(tmp_path):
+    wrong = ["--levels=two", "--patch_sise=3", "--levels", "--levels=2 --iters=3", "= 3", "--"]
+    wrong += ['--exp_name="my run', "--exp_name=a --iters=3", "--flagfile=none.cfg", "--noiters"]
+    for i, line in enumerate(wrong):
+        (tmp_path / f"{i}.cfg").write_text(f"# first\n--patch_dim=64\n{line}\n--levels=2\n")
+    found = parse_all([f"--flagfile={tmp_path}/{i}.cfg"] for i in range(len(wrong)))
+    for i, each in enumerate(found):
+        assert each["error"].startswith(f"{tmp_path}/{i}.cfg, line 3: "), wrong[i]
+
+
+def test_flagfiles_lie_beside_the_one_that_names_them_or_in_the_working_directory(tmp_path):
+    (tmp_path / "one.cfg").write_text(
+        "--levels=3\n--flagfile two.cfg\n--flagfile=config/config_digits.cfg\n--iters=5\n"
+    )
+    (tmp_path / "two.cfg").write_text("--levels=4\n--iters=6\n--dropout=0.5\n")
+    settings = parse("--flagfile", tmp_path / "one.cfg")["settings"]
+    wanted = dict(levels=2, iters=5, dropout=0.5, dataset="digits")
+    assert settings.items() >= wanted.items()
+    (tmp_path / "two.cfg").unlink()
+    message = parse("--flagfile", tmp_path / "one.cfg")["error"]
+    assert message.startswith(f"{tmp_path / 'one.cfg'}, line 2: --flagfile=two.cfg: ")
+
+
+def test_the_home_of_the_user_is_known_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "some.cfg").write_text("--data_dir=~/data\n--hierarchy ~\n")
+    arguments = "--output_dir=~/x", "--images", "~/y", "--mode=islands", "--load_checkpoint_dir=~/z"
+    settings = parse("--flagfile=~/some.cfg", *arguments)["settings"]
+    names = dict(data_dir="data", hierarchy="", output_dir="x", images="y", load_checkpoint_dir="z")
+    for name, end in names.items():
+        assert settings[name] == str(tmp_path / end), name
+    message = parse("--output_dir=~nobody-of-this-name/x")["error"]
+    assert message.startswith("--output_dir=~nobody-of-this-name/x: ")
+
+
+def test_a_run_without_a_name_has_that_of_its_data_set(tmp_path):
+    found = parse("--dataset=digits")
+    assert found["settings"]["exp_name"] == "digits" and found["given"] == ["dataset"]
+    for flag, name in (("--exp_name=None", "digits"), ("--exp_name=own", "own")):
+        assert parse("--dataset=digits", flag)["settings"]["exp_name"] == name
 
 
 def test_values_are_read_as_users_write_them():
@@ -127,6 +206,7 @@ def test_help_is_grouped_and_ours_alone():
 
 def test_settings_are_written_as_a_flagfile(tmp_path):
     settings = Settings(levels=3, supervise=True, limit_val=2, temperature=0.1)
+    settings = settings.replace(exp_name="a 'run' # 1", data_dir='a"b', output_dir="o ")
     with (tmp_path / "flags.cfg").open("w", encoding="utf-8") as file:
         flags.write(settings, file)
     found = parse(f"--flagfile={tmp_path / 'flags.cfg'}")["settings"]

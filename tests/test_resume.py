@@ -16,8 +16,9 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ENVIRONMENT, ROOT, SMALL, run_program, small_run
+from conftest import ENVIRONMENT, ROOT, SMALL, run_program, run_words, small_run
 from PIL import Image
+from test_cli_errors import contents
 
 from agglomerator import meaning_pictures, record, report
 from agglomerator.resume import keep_metrics
@@ -247,6 +248,42 @@ def test_stage_two_goes_on_only_with_its_own_stage_one(tmp_path):
     assert result.stdout.count("It is done: ") == 1
     one, two = weights(best), weights(last)
     assert all(torch.equal(one[n], two[n]) for n in one if "classification" not in n)
+
+
+def test_a_finished_job_says_so_and_what_comes_next(tmp_path, stage_one_checkpoint):
+    words = [*SMALL, "--exp_name=done", f"--output_dir={tmp_path}", "--limit_train=2"]
+    words += ["--supervise", "--supervised_epochs=1", "--supervised_learning_rate=0.01"]
+    last = tmp_path / "done" / "checkpoints" / "supervised_last.ckpt"
+    run_words(*words, f"--load_checkpoint_dir={stage_one_checkpoint}")
+    before = contents(tmp_path)
+    said, following = run_words(*words, "--resume_training").splitlines()
+    assert said.startswith(f"It is done: {last} has done 1 epochs; ")
+    assert "more than --supervised_epochs=1" in said
+    best = last.with_name("supervised_best.ckpt")
+    assert following.endswith(f"--supervise --load_checkpoint_dir={best} --mode=test")
+    assert contents(tmp_path) == before
+
+    words += ["--resume_training", "--supervised_epochs=2", "--supervised_learning_rate=0.5"]
+    said = run_words(*words)
+    assert "--supervised_learning_rate: the resumed run keeps 0.01." in said
+    assert "learning rate up to 0.01" in said and "minutes since it went on" in said
+    stored = torch.load(last, weights_only=True)["hyper_parameters"]
+    assert stored["learning_rate"] == stored["supervised_learning_rate"] == 0.01
+    text = (tmp_path / "done" / "supervised_flags.cfg").read_text()
+    assert "--learning_rate=0.01\n" in text and "--supervised_learning_rate=0.01\n" in text
+
+
+def test_an_unnamed_run_is_called_as_the_data_set_of_its_checkpoint(stage_one_checkpoint, tmp_path):
+    words = ["--logger=none", f"--output_dir={tmp_path}", "--limit_train=2", "--limit_test=1"]
+    words += [f"--load_checkpoint_dir={stage_one_checkpoint}", "--batch_size=32", "--max_epochs=1"]
+    said = run_words(*words, "--mode=all")
+    assert "top-1" in said and [path.name for path in tmp_path.iterdir()] == ["digits"]
+    said = run_words(*words, "--mode=all", "--resume_training")
+    assert said.count("It is done: ") == 2
+    said = run_words(*words, "--supervise", "--resume_training")
+    assert f"moved to {tmp_path / 'digits' / 'earlier'}" in said
+    (line,) = (line for line in said.splitlines() if line.startswith("Next: "))
+    assert "--exp_name=digits" in line and [path.name for path in tmp_path.iterdir()] == ["digits"]
 
 
 @pytest.mark.parametrize("where", ["closed pipe", "/dev/full", "nowhere"])

@@ -1,7 +1,9 @@
+import dataclasses
 import re
 
 import pytest
 
+from agglomerator import checkpoints
 from agglomerator.settings import FIELDS, Settings, UserError
 
 # Settings that cannot work, and what the message must name: the flag with its value, and a way out.
@@ -9,8 +11,11 @@ REFUSED = {
     "patch": (dict(patch_size=3), "--patch_size=3", "one of 1, 2, 4."),
     "no channels": (dict(patch_size=4, patch_dim=16), "--patch_dim=16", "32"),
     "one column": (dict(patch_size=8, patch_dim=128), "--patch_size=8", "one of 1, 2, 4."),
-    "one column of a prime": (dict(image_size=28, conv_image_size=7, patch_size=7, patch_dim=98),
-                              "--patch_size=7", "one of 1."),
+    "one column of a prime": (
+        dict(image_size=28, conv_image_size=7, patch_size=7, patch_dim=98),
+        "--patch_size=7",
+        "one of 1.",
+    ),
     "odd channels": (dict(patch_dim=9), "--patch_dim=9", "2"),
     "grid": (dict(conv_image_size=7), "--conv_image_size=7", "8, 16, 32"),
     "grid of 28": (dict(image_size=28), "--conv_image_size=8", "7, 14, 28"),
@@ -32,7 +37,35 @@ REFUSED = {
     "text": (dict(levels="2"), "--levels='2'", "int"),
     "boolean": (dict(levels=True), "--levels=True", "int"),
     "number": (dict(supervise=1), "--supervise=1", "bool"),
-}  # fmt: skip
+    "home": (dict(exp_name="~/x"), "--exp_name=~/x", "a name"),
+    "no name": (dict(exp_name="."), "--exp_name=.", "a name"),
+    "two lines": (dict(data_dir="a\nb"), "--data_dir=a\\nb", "one line"),
+}
+
+# What an unnamed run is called when its settings change.
+NAMES = {
+    "CIFAR10": Settings(),
+    "digits": Settings(dataset="digits"),
+    "MNIST": Settings().replace(dataset="MNIST"),
+    "own": Settings(exp_name="own").replace(dataset="MNIST"),
+}
+
+
+def test_name_of_a_run():
+    assert {name: s.exp_name for name, s in NAMES.items()} == {name: name for name in NAMES}
+    assert all(dataclasses.asdict(s)["exp_name"] == name for name, s in NAMES.items())
+    own = Settings(exp_name="CIFAR10")
+    assert own == Settings() and own.replace(dataset="digits").exp_name == "CIFAR10"
+
+
+def test_name_follows_the_data_set_of_the_checkpoint():
+    shelved = checkpoints.read("pretrained:FashionMNIST")
+    for settings, given, name in (
+        (Settings(), set(), "FashionMNIST"),
+        (Settings(exp_name="CIFAR10"), {"exp_name"}, "CIFAR10"),
+        (Settings(dataset="MNIST"), {"dataset"}, "MNIST"),
+    ):
+        assert checkpoints.complete(settings, given, shelved).exp_name == name
 
 
 @pytest.mark.parametrize("values, flag, way_out", REFUSED.values(), ids=REFUSED)

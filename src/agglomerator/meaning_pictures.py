@@ -1,5 +1,6 @@
 """Pictures of the space of meanings: the embedding in two dimensions, the tree of the classes."""
 
+import io
 from dataclasses import dataclass
 
 import matplotlib
@@ -7,6 +8,7 @@ import numpy as np
 from matplotlib.colors import to_rgba_array
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from PIL import Image
 from torchvision.transforms.v2.functional import resize
 
 from agglomerator.lettering import Figure
@@ -291,4 +293,12 @@ def _log_to_wandb(run, points, figures, names, thumbnails):
             columns |= {f"{name} {i + 1}": xy[:, i].tolist() for i in range(2)}
     rows = list(zip(*columns.values(), strict=True))
     table = wandb.Table(columns=list(columns), data=rows)
-    run.log({"points": table} | {name: wandb.Image(figure) for name, figure in figures.items()})
+    pictures = {name: wandb.Image(_rendered(figure)) for name, figure in figures.items()}
+    run.log({"points": table} | pictures)
+
+
+def _rendered(figure):
+    """The figure as a PIL image: W&B takes no subclass of matplotlib's Figure."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=150)
+    return Image.open(file)

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,13 +16,30 @@ from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero_only
 
-from agglomerator.resume import Stopped, write_json
-from agglomerator.settings import UserError
+from agglomerator.checkpoints import fingerprint
+from agglomerator.report import say
+from agglomerator.resume import Stopped, write_json, written_whole
+from agglomerator.settings import FIELDS, UserError
 
 try:
     import fcntl
 except ImportError:  # Windows: two runs of one name are not noticed there
     fcntl = None
+
+STAGE_PREFIX = {"contrastive": "", "supervised": "supervised_", "finetuned": "finetuned_"}
+
+# What freeze writes, first the record of it.
+FROZEN = ["meaning.json"]
+FROZEN += [
+    f"{kind}_{part}.npy" for kind in ("features", "labels") for part in ("train", "val", "test")
+]
+FROZEN += [f"images_{part}.csv" for part in ("train", "val", "test")]
+FROZEN += [f"{name}.{kind}" for name in ("embedding", "dendrogram") for kind in ("png", "pdf")]
+
+# The settings that decide the figures of a test or of freeze.
+DECISIVE = {n for n, option in FIELDS.items() if option.metadata["group"] in ("data", "model")}
+DECISIVE |= {"seed", "precision", "island_threshold", "temperature", "agreement"}
+DECISIVE -= {"num_workers", "limit_val", "recompute"}
 
 _HELD = {}  # path of a lock -> its open file, for as long as this process lives
 
@@ -98,15 +116,128 @@ def recorded(settings, path, goes_on=False):
 
 @rank_zero_only
 def write(path, parts):
+    """Write the parts of a run as JSON, in the main process."""
     write_json(path, parts, indent=1)
 
 
 def earlier_parts(path):
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
+    """The parts of a run that a file records; none if it cannot be read."""
+    found = _read(path)
     return found if isinstance(found, list) else []
+
+
+def _read(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def tested(stage):
+    """What a test of a stage writes, first the record of it."""
+    names = [f"test_{stage}.json", f"confusion_{stage}.csv", f"confusion_{stage}.png"]
+    return names + [f"islands/{stage}_test{end}.png" for end in ("", "_iterations")]
+
+
+@rank_zero_only
+def put_aside(folder, stage, start, move=True):
+    """Put what an earlier run of the same stage and name left aside, so that nothing is lost.
+
+    Args:
+        folder: of the run.
+        stage: name of the stage.
+        start: the checkpoint to start from, which stays where it is, too: other processes may be
+            about to read it.
+        move: False to leave everything where it is, too: the run goes on, from before its end.
+    """
+    prefix = STAGE_PREFIX[stage]
+    last = f"checkpoints/{prefix}last.ckpt"
+    names = [f"checkpoints/{prefix}best.ckpt", last, f"logs/{stage}"]
+    names += [f"{prefix}flags.cfg", f"{prefix}run.json", *tested(stage)]
+    if stage == "contrastive":
+        names = [name for name in names if not name.startswith("islands/")] + ["islands"]
+    frozen = _read(folder / FROZEN[0])
+    if isinstance(frozen, dict) and frozen.get("stage") == stage:
+        names += FROZEN
+    aside = _keep(folder, names, stage, None if start is None else start.path, move)
+    if aside is None:
+        return
+    if not move:  # whoever asks for the last checkpoint is to find where the run has gone back to
+        with start.path.open("rb") as source, written_whole(folder / last, "wb") as target:
+            shutil.copyfileobj(source, target)
+    said = "An earlier run of this name was moved to" if move else "This run as it was is kept in"
+    say(f"{said} {aside}.")
+
+
+@rank_zero_only
+def make_room(folder, names, settings, start):
+    """Put the results of a test or of freeze aside if other weights or settings made them.
+
+    Args:
+        folder: of the run.
+        names: of the files, first the record.
+        settings: of the results to come.
+        start: their checkpoint.
+
+    Returns:
+        What the record of the results is to say of what made them.
+    """
+    made = {name: getattr(settings, name) for name in FIELDS if name in DECISIVE}
+    made["iters"] = settings.n_iters
+    made["normalization"] = settings.normalization or settings.dataset
+    weights, before = fingerprint(start.weights), _read(folder / names[0])
+    if not isinstance(before, dict) or not isinstance(before.get("settings"), dict):
+        before = {"settings": {}}
+    earlier = before["settings"]
+    differ = [  # as JSON has them: a number of batches, 1, is not a share, 1.0
+        name for name in made if json.dumps(earlier.get(name)) != json.dumps(made[name])
+    ]
+    if differ or before.get("weights") != weights:
+        aside = _keep(folder, names, Path(names[0]).stem)
+        of = [f"--{name}={earlier[name]}" for name in differ if name in earlier]
+        if before.get("weights") != weights:
+            of.insert(0, f"other weights, {before.get('checkpoint', 'not known which')}")
+        if aside is not None:
+            of = ", ".join(of) or "settings that they do not tell"
+            say(f"Earlier results (of {of}) were moved to {aside}.")
+    return {"weights": weights, "settings": made, "git": git_state()}
+
+
+def _keep(folder, names, kind, stays=None, move=True):
+    """Move files and folders of a run, or copy them, to a folder in earlier/.
+
+    Args:
+        names: in the folder; those that are not there, and folders without a file, do not count.
+        kind: ends the name of the new folder.
+        stays: path of a file that is copied in any case.
+
+    Returns:
+        The new folder, or None if there was nothing.
+    """
+    left = [name for name in names if _is_left(folder / name)]
+    if not left:
+        return None
+    moment = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    aside = folder / "earlier" / f"{moment}_{kind}"
+    while aside.exists():
+        aside = aside.with_name(f"{aside.name}_")
+    for name in left:
+        source, target = folder / name, aside / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        is_folder = source.is_dir()
+        if move and not (stays is not None and source.samefile(stays)):
+            shutil.move(source, target)
+            if is_folder:  # loggers have made sure that theirs is there
+                source.mkdir()
+        elif is_folder:
+            shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
+        else:
+            shutil.copy2(source, target)
+    return aside
+
+
+def _is_left(path):
+    return path.is_file() or any(each.is_file() for each in path.rglob("*"))
 
 
 def now():

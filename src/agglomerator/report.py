@@ -31,7 +31,10 @@ def summarise(trainer, best_path, last_path, metrics_path):
     for name in ("train_loss", "train_acc", "val_loss", "val_acc"):
         if name in trainer.callback_metrics:
             say(f"  {name:<11} {float(trainer.callback_metrics[name]):.4f}")
-    say(f"  best        {best_path}")
+    if best_path == last_path:
+        say("  best        none: nothing was validated")
+    else:
+        say(f"  best        {best_path}")
     say(f"  last        {last_path}")
     say(f"  metrics     {metrics_path}")
     tell_upload(trainer.loggers)
@@ -47,6 +50,8 @@ def tell_upload(loggers):
 
 def command(settings, **changes):
     """The command line of this run with some flags changed, ready to copy."""
+    if not settings.is_named:  # it may be that of the checkpoint's data set
+        changes["exp_name"] = settings.exp_name
     changed = {"mode", "supervise", "resume_training", "load_checkpoint_dir"} | set(changes)
     kept, arguments = [], iter(sys.argv[1:])
     for argument in arguments:
@@ -54,7 +59,7 @@ def command(settings, **changes):
         if not argument.startswith("-"):
             kept.append(argument)
         elif name in changed or name.removeprefix("no") in changed:
-            if not value and name in ("mode", "load_checkpoint_dir"):
+            if "=" not in argument and name in ("mode", "load_checkpoint_dir", "exp_name"):
                 next(arguments, None)
         else:
             kept.append(argument)

@@ -4,9 +4,7 @@ import csv
 import ctypes
 import dataclasses
 import os
-import shutil
 import time
-from datetime import datetime
 
 import numpy as np
 import pytorch_lightning as pl
@@ -34,7 +32,15 @@ from agglomerator.islands_pictures import Album
 from agglomerator.islands_view import WINDOW, samples
 from agglomerator.model import Agglomerator
 from agglomerator.plan import resolve
-from agglomerator.record import hold, recorded
+from agglomerator.record import (
+    FROZEN,
+    STAGE_PREFIX,
+    hold,
+    make_room,
+    put_aside,
+    recorded,
+    tested,
+)
 from agglomerator.report import command, run_folder, say
 from agglomerator.resume import (
     BestCheckpoint,
@@ -47,8 +53,6 @@ from agglomerator.resume import (
 from agglomerator.settings import INPUT_SETTINGS, MODEL_SETTINGS, SharedError, UserError
 from agglomerator.stages import Stage, stage_of
 from agglomerator.trainer import build_loggers, build_trainer, quiet_libraries
-
-STAGE_PREFIX = {"contrastive": "", "supervised": "supervised_", "finetuned": "finetuned_"}
 
 
 def run(settings, given):
@@ -119,6 +123,9 @@ def keep_freed_memory():
 def run_all(settings, given):
     """Stage one, stage two from its best checkpoint, test, with a picture of the islands; with
     --resume_training from where this was stopped."""
+    if settings.load_checkpoint_dir is not None:  # the name of the run may follow from it
+        start = checkpoints.read(settings.load_checkpoint_dir)
+        settings = checkpoints.complete(settings, given, start)
     try:
         say("Stage one: contrastive pre-training")
         stage_one = settings.replace(supervise=False, finetune=False)
@@ -149,31 +156,49 @@ def began_from(path, start):
         return False  # another process has found so, and moved it
 
 
-def done_before(settings):
-    """The best checkpoint of a stage that the run which is gone on with has completed, or None."""
+def done_before(settings, start=None):
+    """The best checkpoint of a stage that the run which is gone on with has completed, or None.
+
+    Args:
+        settings: of the stage.
+        start: checkpoint to go on from; None: the run's last one, if there is any.
+    """
     best, last = checkpoint_paths(settings)
-    if not (settings.resume_training and last.is_file()):
+    if start is None and settings.resume_training and last.is_file():
+        start = checkpoints.read(last)
+    wanted = of_stage(settings).max_epochs
+    if start is None or start.epochs < wanted:
         return None
-    if checkpoints.read(last).epochs < of_stage(settings).max_epochs:
-        return None
-    say(f"It is done: {last}")
-    return best if best.is_file() else last
+    flag = flag_of("max_epochs", settings)
+    say(
+        f"It is done: {start.name} has done {start.epochs} epochs; to go on, ask for more than "
+        f"--{flag}={wanted}."
+    )
+    own = start.path.resolve().parent == best.parent.resolve()
+    return best if own and best.is_file() else start.name
 
 
 def train(settings, given, advise=True):
     """Train one stage; returns the path of its best checkpoint."""
     stage = stage_of(settings)
     settings = of_stage(settings)
-    folder = run_folder(settings)
     start = checkpoint_to_start(settings)
     if start is None and stage == "supervised":
         raise UserError(
             "--supervise: trains a classifier on a trained network; name its checkpoint by "
-            f"--load_checkpoint_dir, as {folder / 'checkpoints' / 'best.ckpt'}, or let everything "
-            "learn by --finetune."
+            f"--load_checkpoint_dir, as {run_folder(settings) / 'checkpoints' / 'best.ckpt'}, or "
+            "let everything learn by --finetune."
         )
     plan, model = network(settings, given, start, "train")
     settings = plan.settings
+    folder = run_folder(settings)
+    going_on = settings.resume_training and start is not None and start.stage == stage
+    if going_on and start.resumable and (done := done_before(settings, start)):
+        if advise:
+            tell_next(settings, done)
+        return done
+    if going_on:
+        settings = check_resumed(settings, start)
     if settings.compile:
         compile_network(model, settings)
     signals = StopSignals()
@@ -186,15 +211,12 @@ def train(settings, given, advise=True):
     data = load_data(plan)
     data.check_batch_size(trainer.world_size)
     module = Stage(model, settings, data)
-    going_on = settings.resume_training and start is not None and start.stage == stage
     if start is not None and not going_on:
         module.began_from = checkpoints.fingerprint(start.weights)
         if settings.resume_training:
             of = "the published format" if start.stage is None else f"the {start.stage} stage"
             say(f"{start.name} is of {of}: the {stage} stage starts from its weights.")
     tell_blindness(settings)
-    if going_on:
-        check_resumed(settings, start)
     own = going_on and start.path.resolve().parent == best_path.parent.resolve()
     if not own or start.path.name != last_path.name:
         put_aside(folder, stage, start, move=not own)
@@ -243,7 +265,8 @@ def train(settings, given, advise=True):
     if not best_path.is_file():
         best_path = last_path
     minutes = (time.monotonic() - began) / 60
-    say(f"\n{stage} training: {trainer.current_epoch} epochs, {minutes:.1f} minutes")
+    since = " since it went on" if going_on else ""
+    say(f"\n{stage} training: {trainer.current_epoch} epochs, {minutes:.1f} minutes{since}")
     report.summarise(trainer, best_path, last_path, metrics)
     device = trainer.strategy.root_device
     # A signal may have come after the last step; of --mode=all there is more to stop.
@@ -252,9 +275,14 @@ def train(settings, given, advise=True):
     if stop:
         raise Stopped(stop)
     if advise:
-        following = {"supervise": True} if stage == "contrastive" else {"mode": "test"}
-        say(f"Next: {command(settings, load_checkpoint_dir=best_path, **following)}")
+        tell_next(settings, best_path)
     return best_path
+
+
+def tell_next(settings, path):
+    """Say what to do with the checkpoint that a training has left."""
+    following = {"supervise": True} if stage_of(settings) == "contrastive" else {"mode": "test"}
+    say(f"Next: {command(settings, load_checkpoint_dir=path, **following)}")
 
 
 @rank_zero_only
@@ -274,12 +302,15 @@ def checkpoint_paths(settings):
 
 def how_to_go_on(settings):
     """The sentence that ends a training which was stopped."""
-    mode = {}
+    changes = {}
     if settings.mode == "all":
-        settings, mode = settings.replace(supervise=False, finetune=False), {"mode": "all"}
-    if not checkpoint_paths(settings)[1].is_file():
+        settings, changes = settings.replace(supervise=False, finetune=False), {"mode": "all"}
+    last = checkpoint_paths(settings)[1]
+    if not last.is_file():
         return "It had not come to its first checkpoint; nothing is kept."
-    return f"Go on by: {command(settings, resume_training=True, **mode)}"
+    if settings.load_checkpoint_dir is not None:  # it may stand in a flagfile
+        changes["load_checkpoint_dir"] = last
+    return f"Go on by: {command(settings, resume_training=True, **changes)}"
 
 
 def tell_blindness(settings):
@@ -293,16 +324,15 @@ def tell_blindness(settings):
 
 
 def check_resumed(settings, start):
-    """Refuse to go on where there is nothing to do; tell which flags a resumed run keeps."""
+    """Refuse to go on from what cannot be gone on from; tell which flags a resumed run keeps.
+
+    Returns:
+        The settings of the resumed run.
+    """
     if not start.resumable:
         raise UserError(
             f"--resume_training: {start.name} holds weights alone, nothing to go on with; without "
             "this flag training starts from them."
-        )
-    if start.epochs >= settings.max_epochs:
-        raise UserError(
-            f"--max_epochs={settings.max_epochs}: {start.name} has done {start.epochs} epochs; "
-            "ask for more, or start the next stage from it."
         )
     before = start.settings.get("optimizer", "adamw")
     if before != settings.optimizer:
@@ -310,14 +340,18 @@ def check_resumed(settings, start):
             f"--optimizer={settings.optimizer}: {start.name} was trained by {before}; go on by "
             f"--optimizer={before}."
         )
+    kept = {}
     for name in ("learning_rate", "lr_speed", "weight_decay"):
-        kept = start.settings.get(name)
-        if kept is not None and kept != getattr(settings, name):
-            say(f"--{name}: the resumed run keeps {kept}.")
-    for name in ("seed", "batch_size", "accumulate", "limit_train"):
+        before = start.settings.get(name)
+        if before is not None and before != getattr(settings, name):
+            kept[name] = kept[flag_of(name, settings)] = before
+            say(f"--{flag_of(name, settings)}: the resumed run keeps {before}.")
+    names = "seed", "val_share", "batch_size", "accumulate", "limit_train", "augmentation"
+    for name in (*names, "temperature", "agreement"):
         before = start.settings.get(name)
         if before is not None and before != getattr(settings, name):
             say(f"--{name}: was {before}; the run goes on otherwise than it would have.")
+    return settings.replace(**kept)
 
 
 @rank_zero_only
@@ -338,6 +372,7 @@ def test(settings, given):
         embedding, rows = embed(trainer, module, data, learned)
         module.metrics.class_means.update(embedding, learned.dataset.labels[rows])
     tell_limits(data, "test")
+    made = make_room(folder, tested(stage), settings, start)
     trainer.test(module, datamodule=data, verbose=False)
     if not trainer.callback_metrics["test_loss"].isfinite():
         raise UserError(
@@ -354,6 +389,7 @@ def test(settings, given):
         data.classes,
         module.classified_by,
     )
+    record |= made
     seed = start.settings.get("seed", settings.seed)
     record["islands"] = island_scores(trainer, module, data, settings.replace(seed=seed))
     confusion = np.array(record["confusion_matrix"])
@@ -393,6 +429,7 @@ def freeze(settings, given):
     stage = stage_of(settings)
     settings, module, data, folder = opened(settings, given, start, "freeze")
     trainer = build_trainer(settings, stage, logs=False)
+    made = make_room(folder, FROZEN, settings, start)
     for name in ("train", "val", "test"):
         tell_limits(data, name)
         subset = data.limited(name)
@@ -414,7 +451,8 @@ def freeze(settings, given):
     with torch.no_grad():
         predicted = module.logits(embedding.to(module.model.wl)).argmax(1).cpu()
     arrays = embedding.numpy(), labels.numpy(), predicted.numpy()
-    record = meaning.record_of(settings, stage, start.name, *arrays, data, module.classified_by)
+    said = module.classified_by
+    record = meaning.record_of(settings, stage, start.name, *arrays, data, said) | made
     points, figures = meaning_pictures.draw(*arrays[:2], record["scores"], settings, data)
     say("\n".join(meaning.lines_of(record)))
     paths = meaning_pictures.write(folder, record, figures)
@@ -531,6 +569,13 @@ def of_stage(settings):
     )
 
 
+def flag_of(name, settings):
+    """The flag from which a stage has its `max_epochs` or `learning_rate`."""
+    own = {"max_epochs": "supervised_epochs", "learning_rate": "supervised_learning_rate"}
+    flag = own.get(name, name)
+    return name if stage_of(settings) == "contrastive" or not getattr(settings, flag) else flag
+
+
 def checkpoint_to_start(settings):
     """The checkpoint that training starts from, or None."""
     if settings.load_checkpoint_dir is not None:
@@ -590,44 +635,3 @@ def load_data(plan):
     data.prepare_data()
     data.setup()
     return data
-
-
-@rank_zero_only
-def put_aside(folder, stage, start, move=True):
-    """Put what an earlier run of the same stage and name left aside, so that nothing is lost.
-
-    Args:
-        folder: of the run.
-        stage: name of the stage.
-        start: the checkpoint to start from, which stays where it is, too: other processes may be
-            about to read it.
-        move: False to leave everything where it is, too: the run goes on, from before its end.
-    """
-    prefix = STAGE_PREFIX[stage]
-    last = f"checkpoints/{prefix}last.ckpt"
-    names = [f"checkpoints/{prefix}best.ckpt", last]
-    names += [f"logs/{stage}", f"{prefix}flags.cfg", f"{prefix}run.json", f"test_{stage}.json"]
-    names += [f"confusion_{stage}.csv", f"confusion_{stage}.png"]
-    if stage == "contrastive":
-        names.append("islands")
-    left = [name for name in names if (folder / name).exists()]
-    if not left:
-        return
-    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    aside = folder / "earlier" / f"{now}_{stage}"
-    while aside.exists():
-        aside = aside.with_name(f"{aside.name}_")
-    for name in left:
-        (aside / name).parent.mkdir(parents=True, exist_ok=True)
-        source = folder / name
-        if move and not (start is not None and source.samefile(start.path)):
-            shutil.move(source, aside / name)
-        elif source.is_dir():
-            shutil.copytree(source, aside / name, symlinks=True)
-        else:
-            shutil.copy2(source, aside / name)
-    if not move:  # whoever asks for the last checkpoint is to find where the run has gone back to
-        with start.path.open("rb") as source, written_whole(folder / last, "wb") as target:
-            shutil.copyfileobj(source, target)
-    said = "An earlier run of this name was moved to" if move else "This run as it was is kept in"
-    say(f"{said} {aside}.")

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import re
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 LONGEST_LINE = 1000
+PATHS = ("load_checkpoint_dir", "output_dir", "data_dir", "hierarchy", "images")
 
 
 class UserError(Exception):
@@ -39,6 +42,9 @@ def setting(group, default, help, choices=None, low=None, high=None):
 @dataclass(frozen=True)
 class Settings:
     """All settings of a run, checked as far as they can be without looking at data or files.
+
+    A path may begin with ~, the home of the user. The name of the run, where none is given, is
+    that of the data set, also after `replace`.
 
     Raises:
         UserError: a value is outside its limits, or values do not fit each other; the message
@@ -75,7 +81,11 @@ class Settings:
         "Go on from a checkpoint of the same stage with its optimizer, schedule and epoch; one of "
         "another stage gives its weights only.",
     )
-    exp_name: str = setting("run", "CIFAR10", "Name of the run and of its output folder.")
+    exp_name: str | None = setting(
+        "run",
+        None,
+        "Name of the run and of its output folder; None: that of the data set.",
+    )
     output_dir: str = setting("run", "output", "Folder that holds the output folders of all runs.")
     seed: int = setting(
         "run", 42, "Seed of weights, split, order and augmentation.", low=0, high=2**32 - 1
@@ -341,6 +351,8 @@ class Settings:
     def __post_init__(self):
         for option in dataclasses.fields(self):
             self._check_value(option)
+        for name in PATHS:
+            self._expand_home(name)
         for name, usual in (("temperature", 0.07), ("limit_train", 1.0), ("limit_test", 1.0)):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name}={getattr(self, name)}: must be more than 0, as {usual}.")
@@ -352,9 +364,11 @@ class Settings:
                 "0.05."
             )
         self._check_letters()
-        if not self.exp_name or ".." in Path(self.exp_name).parts or Path(self.exp_name).anchor:
+        parts = Path(self.exp_name).parts
+        if not parts or ".." in parts or Path(self.exp_name).anchor or parts[0].startswith("~"):
+            flag = "exp_name" if self.is_named else "dataset"
             raise UserError(
-                f"--exp_name={self.exp_name}: must be a name, or folders and a name, in output_dir."
+                f"--{flag}={self.exp_name}: must be a name, or folders and a name, in output_dir."
             )
         if self.images is not None and self.mode != "islands":
             raise UserError(
@@ -375,6 +389,8 @@ class Settings:
             raise UserError(f"--{option.name}={value!r}: must be {names}.")
         if value is None:
             return
+        if isinstance(value, str) and _NO_LINE.search(value):
+            raise UserError(f"--{option.name}={value}: must be text of one line.")
         choices, low, high = (option.metadata[key] for key in ("choices", "low", "high"))
         if choices and value not in choices:
             known = ", ".join(map(str, choices))
@@ -387,6 +403,14 @@ class Settings:
             raise UserError(f"--{option.name}={value}: must be at least {low}.")
         if high is not None and value > high:
             raise UserError(f"--{option.name}={value}: must be at most {high}.")
+
+    def _expand_home(self, name):
+        path = getattr(self, name)
+        if path is None or not path.startswith("~"):
+            return
+        if os.path.expanduser(path) == path:
+            raise UserError(f"--{name}={path}: no home is known of that user; write ./{path}.")
+        object.__setattr__(self, name, os.path.expanduser(path))
 
     def _check_letters(self):
         """Loggers that write UTF-8 only take no names of folders and files that are none."""
@@ -446,6 +470,11 @@ class Settings:
             )
 
     @property
+    def is_named(self):
+        """Whether the run was given a name."""
+        return vars(self)["exp_name"] is not None
+
+    @property
     def _patch_sizes(self):
         """Those that make more than one column: a norm over the only one would leave nothing."""
         return divisors(self.conv_image_size)[:-1]
@@ -483,8 +512,15 @@ class Settings:
 
     def replace(self, **changes):
         """A copy with some settings changed, checked anew."""
-        return dataclasses.replace(self, **changes)
+        return Settings(**vars(self) | changes)
 
+
+# Here, for within the class it would be the default. `vars` has what was given.
+Settings.exp_name = property(
+    lambda self: vars(self)["exp_name"] if self.is_named else self.dataset,
+    lambda self, name: vars(self).update(exp_name=name),
+    doc="Name of the run: the one given, or that of the data set.",
+)
 
 FIELDS = {option.name: option for option in dataclasses.fields(Settings)}
 
@@ -512,3 +548,4 @@ def _join(numbers):
 
 
 _HINTS = typing.get_type_hints(Settings)
+_NO_LINE = re.compile("[\0\n\r]")

@@ -145,7 +145,7 @@ class Pace(Callback):
         if batch_idx == 0 or self.first is None:  # a resumed run may begin within an epoch
             self.first, self.began = batch_idx, time.perf_counter()
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        module.log("lr-AdamW", rate, on_step=True, on_epoch=False)
+        module.log("learning_rate", rate, on_step=True, on_epoch=False)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         images = (batch_idx + 1 - self.first) * self.batch_size * trainer.world_size
