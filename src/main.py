@@ -4,31 +4,34 @@ import sys
 
 from absl import app, logging
 
-from agglomerator import flags, islands_window, terminal
-from agglomerator.settings import SharedError, UserError
+from agglomerator import cli
+from agglomerator.config import SharedError, UserError
+from agglomerator.islands import window
+from agglomerator.util import terminal
 
 
 def parse(argv):
-    flags.define()
+    cli.define()
     try:
-        return flags.parse(argv)
+        return cli.parse(argv)
     except UserError as error:
         fail(error)
 
 
 def main(parsed):
     logging.set_verbosity(logging.WARNING)  # absl would print what other packages note
-    islands_window.leave_backend_to_window()
+    window.leave_backend_to_window()
     try:
         # PyTorch takes seconds to import: --help and wrong flags do not wait for it.
-        from agglomerator import processes
-        from agglomerator.run import run
+        from agglomerator.commands.run import run
+        from agglomerator.util import distributed
 
         run(*parsed)
     except SharedError as error:
-        if processes.rank() == 0:
+        if distributed.rank() == 0:
             say(error)
-        processes.part()  # none ends, which makes launchers end the others, before it is said
+        # A process that ends makes launchers end the others: none does before it is said.
+        distributed.leave_process_group()
         raise SystemExit(2) from None
     except UserError as error:
         fail(error)

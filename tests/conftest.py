@@ -94,16 +94,17 @@ def run_program(*flags, ok=True, environment=(), limits=()):
 
 def run_words(*words):
     """Run the program with these flags in this process, which is quick; returns what it says."""
-    from agglomerator import flags, run
+    from agglomerator import cli
+    from agglomerator.commands import run
 
-    FLAGS = flags.FLAGS
+    FLAGS = cli.FLAGS
     if "patch_dim" not in FLAGS:
-        flags.define()
+        cli.define()
     FLAGS.unparse_flags()
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said):
-            run.run(*flags.parse(["src/main.py", *map(str, words)]))
+            run.run(*cli.parse(["src/main.py", *map(str, words)]))
     finally:
         FLAGS.unparse_flags()
     return said.getvalue()
@@ -111,8 +112,8 @@ def run_words(*words):
 
 def run_here(**flags):
     """The program's work in this process, which saves its start: settings as a user gives them."""
-    from agglomerator.run import run
-    from agglomerator.settings import Settings
+    from agglomerator.commands.run import run
+    from agglomerator.config import Settings
 
     run(Settings(**flags), set(flags))
 

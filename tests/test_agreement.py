@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from agglomerator.agreement import agreement_loss, ground_of, settle
-from agglomerator.data.partwhole import draw_scene
-from agglomerator.islands import against_mask, count, islands
+from agglomerator.data.sets.partwhole import draw_scene
+from agglomerator.islands.scores import against_mask
+from agglomerator.islands.segments import count, islands
+from agglomerator.training.agreement import agreement_loss, border_background, mean_shift
 
 RED, BLUE = torch.tensor([0.9, 0.1, 0.1]), torch.tensor([0.1, 0.2, 0.8])
 
@@ -22,13 +23,13 @@ def states_of(*labels):
     return torch.stack(levels, 2)
 
 
-def chance():
+def seeded_generator():
     return torch.Generator().manual_seed(0)
 
 
 def test_mixed_colours_settle_for_one_side():
     image, share = picture(edge=0.85)
-    settled = settle(image)
+    settled = mean_shift(image)
     ends = torch.stack((RED, BLUE))[:, :, None, None]
     before, after = ((x - ends).norm(dim=1).amin(0).max() for x in (image, settled))
     assert before > 0.15
@@ -37,18 +38,18 @@ def test_mixed_colours_settle_for_one_side():
 
 def test_ground_is_what_the_border_joins():
     image, share = picture()
-    ground = ground_of(settle(image))
+    ground = border_background(mean_shift(image))
     assert (~ground[share == 1]).all()
     assert ground[share == 0].all()
     image[..., :6, 7:9] = RED[:, None, None]  # the square reaches the border
-    assert ground_of(settle(image)).all()
+    assert border_background(mean_shift(image)).all()
 
 
 def test_ground_winds_into_a_spiral():
     wall = torch.zeros(1, 16, 16)
     wall[:, 2, 2:14] = wall[:, 2:14, 13] = wall[:, 13, 2:14] = wall[:, 5:14, 2] = 1
     wall[:, 5, 2:11] = wall[:, 5:11, 10] = wall[:, 10, 5:11] = 1
-    ground = ground_of(wall[:, None])
+    ground = border_background(wall[:, None])
     assert torch.equal(ground, wall == 0)
 
 
@@ -58,7 +59,7 @@ def test_loss_is_least_for_patches_below_and_figures_on_top():
     figure = share == 1
     patches = figure.int()
     patches[..., 8:11] *= 2
-    right = agreement_loss(states_of(patches, figure), image, chance())
+    right = agreement_loss(states_of(patches, figure), image, seeded_generator())
     wrong = {
         "all alike": states_of(figure * 0, figure * 0),
         "reversed": states_of(figure, patches),
@@ -66,19 +67,19 @@ def test_loss_is_least_for_patches_below_and_figures_on_top():
         "one by one": torch.eye(256)[None, :, None].expand(-1, -1, 2, -1),
     }
     for name, states in wrong.items():
-        assert agreement_loss(states, image, chance()) > 1.5 * right, name
+        assert agreement_loss(states, image, seeded_generator()) > 1.5 * right, name
 
 
 def test_a_single_column_has_nothing_to_agree_with():
     states = torch.randn(2, 1, 3, 6, requires_grad=True)
-    agreement_loss(states, torch.rand(2, 3, 8, 8), chance()).backward()
+    agreement_loss(states, torch.rand(2, 3, 8, 8), seeded_generator()).backward()
     torch.testing.assert_close(states.grad, torch.zeros_like(states), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("channels, side", [(1, 28), (3, 32)])
 def test_any_images_and_grid(channels, side):
     states = torch.randn(2, 49, 3, 6, requires_grad=True)
-    agreement_loss(states, torch.rand(2, channels, side, side), chance()).backward()
+    agreement_loss(states, torch.rand(2, channels, side, side), seeded_generator()).backward()
     assert states.grad.isfinite().all()
     assert states.grad.abs().sum((0, 1, 3)).min() > 0  # every level learns
 
@@ -90,7 +91,7 @@ def test_columns_that_follow_the_loss_become_parts_and_object():
     torch.manual_seed(0)
     states = torch.randn(1, 1024, 2, 8, requires_grad=True)
     optimizer = torch.optim.Adam([states], lr=0.1)
-    generator = chance()
+    generator = seeded_generator()
     for _ in range(80):
         optimizer.zero_grad()
         agreement_loss(states, colours, generator).backward()

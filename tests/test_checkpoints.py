@@ -12,8 +12,8 @@ from conftest import ROOT, save_published
 from PIL import Image
 
 from agglomerator import Agglomerator, load_checkpoint
-from agglomerator.checkpoints import complete, fingerprint, read, shelve
-from agglomerator.settings import INPUT_SETTINGS, MODEL_SETTINGS, Settings, UserError
+from agglomerator.config import INPUT_SETTINGS, MODEL_SETTINGS, Settings, UserError
+from agglomerator.runs.checkpoints import complete, fingerprint, read, shelve
 
 REFERENCE = ROOT / "tests" / "reference" / "self_radius2.pt"
 SMALL = dict(image_size=16, conv_image_size=4, patch_dim=6, contr_dim=5, n_classes=3)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from agglomerator.classes import ClassMap, match
+from agglomerator.data.classes import ClassMap, match
 from agglomerator.data.images import ImageSet
 
 

@@ -7,11 +7,11 @@ from conftest import SMALL, run_program, small_run
 from PIL import Image
 
 from agglomerator import load_checkpoint
-from agglomerator.checkpoints import SHELF
-from agglomerator.data.folder import pages_of_files
-from agglomerator.data.module import Data
-from agglomerator.islands import count, islands
-from agglomerator.settings import Settings, UserError
+from agglomerator.config import Settings, UserError
+from agglomerator.data.module import ImageDataModule
+from agglomerator.data.sets.folder import pages_of_files
+from agglomerator.islands.segments import count, islands
+from agglomerator.runs.checkpoints import SHELF
 
 CONFIGS = {
     "CIFAR10": "config_CIFAR10.cfg",
@@ -60,7 +60,7 @@ def test_scores_of_a_test_are_those_of_its_islands(stage_one_checkpoint, tmp_pat
     assert "level 1" in result.stdout and "cosine of at least 0.5" in result.stdout
 
     model = load_checkpoint(stage_one_checkpoint)
-    data = Data(Settings(**vars(model.settings) | {"dataset": "digits"}))
+    data = ImageDataModule(Settings(**vars(model.settings) | {"dataset": "digits"}))
     data.setup()
     images, _ = data.test.dataset[:]
     assert record["images"] == len(images)

@@ -33,9 +33,9 @@ def fashion_mnist(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     raw = root / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
-    chance = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     for part, n in (("train", 100), ("t10k", 30)):
-        images = chance.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        images = generator.integers(0, 256, (n, 28, 28), dtype=np.uint8)
         write_idx(raw / f"{part}-images-idx3-ubyte", images)
         write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(n, dtype=np.uint8) % 10)
     return root

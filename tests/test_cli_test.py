@@ -9,9 +9,9 @@ from conftest import SMALL, run_program, run_words, save_published, small_run
 from sklearn.datasets import load_digits
 
 from agglomerator import load_checkpoint
-from agglomerator.data.module import Data
-from agglomerator.record import git_state
-from agglomerator.settings import Settings
+from agglomerator.config import Settings
+from agglomerator.data.module import ImageDataModule
+from agglomerator.runs.record import git_state
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SETTINGS = dict(dataset="digits", image_size=16, conv_image_size=4, n_channels=1, patch_dim=16)
@@ -19,7 +19,7 @@ SETTINGS = dict(dataset="digits", image_size=16, conv_image_size=4, n_channels=1
 
 @pytest.fixture(scope="module")
 def digits():
-    data = Data(Settings(**SETTINGS))
+    data = ImageDataModule(Settings(**SETTINGS))
     data.setup()
     return data
 

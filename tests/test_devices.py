@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from agglomerator import Agglomerator
-from agglomerator.data.module import Data
-from agglomerator.optimizers import Muon
-from agglomerator.settings import Settings
-from agglomerator.stages import Stage
+from agglomerator.config import Settings
+from agglomerator.data.module import ImageDataModule
+from agglomerator.training.module import LitAgglomerator
+from agglomerator.training.optim import Muon
 
 COPIES = torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default
 SETTINGS = Settings(
@@ -65,8 +65,10 @@ def module(request):
 
 
 def stage(settings):
-    data = Data(settings)
-    module = Stage(Agglomerator(**dataclasses.asdict(settings)), settings, data).to("meta")
+    data = ImageDataModule(settings)
+    module = LitAgglomerator(Agglomerator(**dataclasses.asdict(settings)), settings, data).to(
+        "meta"
+    )
     module.log = lambda *_, **__: None  # there is no Trainer
     return module
 

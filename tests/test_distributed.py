@@ -17,11 +17,12 @@ from conftest import ROOT, SMALL
 from pytorch_lightning.callbacks import Callback
 from test_resume import rows, same_weights, steps_done, wait_until
 
-from agglomerator import Agglomerator, processes
-from agglomerator.data.module import Data
-from agglomerator.settings import Settings
-from agglomerator.stages import Stage, stage_of
-from agglomerator.trainer import build_trainer, quiet_libraries
+from agglomerator import Agglomerator
+from agglomerator.config import Settings
+from agglomerator.data.module import ImageDataModule
+from agglomerator.training.module import LitAgglomerator
+from agglomerator.training.trainer import build_trainer, quiet_libraries
+from agglomerator.util import distributed
 
 STEPS = 20
 SETTINGS = Settings(
@@ -44,7 +45,7 @@ SETTINGS = Settings(
 )
 
 
-class FixedViews(Data):
+class FixedViews(ImageDataModule):
     """Two views of an image that depend on nothing else: itself and its mirror image."""
 
     def augmented_view(self, images, generator):
@@ -88,14 +89,14 @@ def _train(rank, world, folder, changes, port):
     pl.seed_everything(settings.seed, verbose=False)
     data = FixedViews(settings)
     data.setup()
-    module = Stage(Agglomerator(**dataclasses.asdict(settings)), settings, data)
+    module = LitAgglomerator(Agglomerator(**dataclasses.asdict(settings)), settings, data)
     record = Record()
-    build_trainer(settings, stage_of(settings), [record]).fit(module, datamodule=data)
-    assert processes.n_processes() == world
+    build_trainer(settings, settings.stage, [record]).fit(module, datamodule=data)
+    assert distributed.n_processes() == world
     found = {name: getattr(record, name) for name in ("losses", "gradients", "figures")}
     found["weights"] = module.model.state_dict()
     torch.save(found, f"{folder}/{world}_{rank}.pt")
-    processes.part()
+    distributed.leave_process_group()
 
 
 def by_hand(rank, world, port):

@@ -9,11 +9,11 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.plugins import MixedPrecision
 
 from agglomerator import Agglomerator
-from agglomerator.data.module import Data
-from agglomerator.finite import StopUnlessFinite
-from agglomerator.settings import Settings, UserError
-from agglomerator.stages import Stage
-from agglomerator.trainer import build_trainer, quiet_libraries
+from agglomerator.config import Settings, UserError
+from agglomerator.data.module import ImageDataModule
+from agglomerator.training.finite import StopUnlessFinite
+from agglomerator.training.module import LitAgglomerator
+from agglomerator.training.trainer import build_trainer, quiet_libraries
 
 SETTINGS = Settings(
     dataset="digits",
@@ -53,9 +53,9 @@ def module(request):
     quiet_libraries()
     torch.manual_seed(0)
     settings = SETTINGS.replace(optimizer=getattr(request, "param", "adamw"))
-    data = Data(settings)
+    data = ImageDataModule(settings)
     data.setup()
-    return Stage(Agglomerator(**dataclasses.asdict(settings)), settings, data)
+    return LitAgglomerator(Agglomerator(**dataclasses.asdict(settings)), settings, data)
 
 
 of_both_optimizers = pytest.mark.parametrize("module", ["adamw", "muon"], indirect=True)

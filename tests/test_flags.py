@@ -5,9 +5,9 @@ import sys
 import pytest
 from conftest import ROOT, run_program
 
-from agglomerator import flags
-from agglomerator.flags import _Number, _ShareOrNumber
-from agglomerator.settings import FIELDS, Settings
+from agglomerator import cli
+from agglomerator.cli import _Number, _ShareOrNumber
+from agglomerator.config import FIELDS, Settings
 
 # The table of SPEC section 2.
 DEFAULTS = dict(
@@ -22,14 +22,14 @@ DEFAULTS = dict(
 PARSE = """
 import json, sys
 sys.path.insert(0, "src")
-from agglomerator import flags
-from agglomerator.settings import UserError
+from agglomerator import cli
+from agglomerator.config import UserError
 import dataclasses
-flags.define()
+cli.define()
 for argv in json.loads(sys.argv[1]):
-    flags.FLAGS.unparse_flags()
+    cli.FLAGS.unparse_flags()
     try:
-        settings, given = flags.parse(["main.py", *argv])
+        settings, given = cli.parse(["main.py", *argv])
     except UserError as error:
         print(json.dumps({"error": str(error)}))
     else:
@@ -194,7 +194,7 @@ def test_share_below_zero_is_refused():
 def test_help_is_grouped_and_ours_alone():
     result = run_program("--help")
     assert not result.stderr
-    for title in flags.GROUPS.values():
+    for title in cli.GROUPS.values():
         assert f"{title}:\n" in result.stdout
     for name, option in FIELDS.items():
         assert f"--{name}=" in result.stdout or f"--[no]{name} " in result.stdout
@@ -208,7 +208,7 @@ def test_settings_are_written_as_a_flagfile(tmp_path):
     settings = Settings(levels=3, supervise=True, limit_val=2, temperature=0.1)
     settings = settings.replace(exp_name="a 'run' # 1", data_dir='a"b', output_dir="o ")
     with (tmp_path / "flags.cfg").open("w", encoding="utf-8") as file:
-        flags.write(settings, file)
+        cli.write(settings, file)
     found = parse(f"--flagfile={tmp_path / 'flags.cfg'}")["settings"]
     assert Settings(**found) == settings
 

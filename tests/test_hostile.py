@@ -24,13 +24,15 @@ from conftest import ROOT, SMALL, run_program
 from PIL import Image
 from test_cli_errors import contents
 
-from agglomerator import checkpoints, flags, run
-from agglomerator.data import sets
+from agglomerator import cli
+from agglomerator.commands import run
+from agglomerator.config import FIELDS, Settings, UserError
+from agglomerator.data import registry
 from agglomerator.data.images import read_image
-from agglomerator.data.smallnorb import NAMES, read_matrix
-from agglomerator.data.torchvision_sets import files_of
-from agglomerator.islands_pictures import Projection
-from agglomerator.settings import FIELDS, Settings, UserError
+from agglomerator.data.sets.smallnorb import NAMES, read_matrix
+from agglomerator.data.sets.torchvision_sets import files_of
+from agglomerator.islands.figures import Projection
+from agglomerator.runs import checkpoints
 
 SECONDS = 20
 MEGABYTES = 1200
@@ -139,7 +141,7 @@ def use(path):
     """What a test of a checkpoint does with it before it looks at any data."""
     checkpoint = checkpoints.read(path)
     settings = checkpoints.complete(Settings(dataset="digits"), {"dataset"}, checkpoint)
-    settings = sets.complete(settings, set())
+    settings = registry.complete(settings, set())
     wanted = dataclasses.asdict(settings)
     names = *checkpoints.MODEL_SETTINGS, *checkpoints.INPUT_SETTINGS
     model = checkpoints.build(checkpoint, **{name: wanted[name] for name in names})
@@ -319,13 +321,13 @@ VALUES = ["", "0", "-1", "1e400", "nan", "inf", "9" * 30, "9" * 5000, "None", "m
 def parse():
     """Reads a flagfile as the program does."""
     if "patch_dim" not in FLAGS:
-        flags.define()
+        cli.define()
 
     def parse(path):
         FLAGS.unparse_flags()
         for name in FLAGS:
             FLAGS[name].unparse()
-        flags.parse(["main.py", f"--flagfile={path}"])
+        cli.parse(["main.py", f"--flagfile={path}"])
 
     yield parse
     FLAGS.unparse_flags()
@@ -358,10 +360,10 @@ def test_flagfiles_that_name_each_other(parse, tmp_path):
 
 
 def read_all(settings):
-    sets._READ.clear()
+    registry._READ.clear()
     for split in ("train", "test"):
-        sets.read_split(settings, split)
-    sets._READ.clear()
+        registry.read_split(settings, split)
+    registry._READ.clear()
 
 
 def idx(array):

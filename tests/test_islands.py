@@ -5,15 +5,8 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from agglomerator.islands import (
-    IslandScores,
-    against_mask,
-    agreement,
-    count,
-    islands,
-    neighbour_cosines,
-    to_pixels,
-)
+from agglomerator.islands.scores import IslandScores, against_mask
+from agglomerator.islands.segments import agreement, count, islands, neighbour_cosines, to_pixels
 
 # Two levels of a grid of 4x4 columns: letters are vectors, B at a cosine of 0.8 to A, C at 0.
 VECTORS = {"A": (1.0, 0.0, 0.0), "B": (0.8, 0.6, 0.0), "C": (0.0, 0.0, 2.0)}

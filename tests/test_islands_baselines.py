@@ -4,12 +4,13 @@ from sklearn.metrics import adjusted_rand_score
 from torch.utils.data import Subset
 
 from agglomerator import Agglomerator
+from agglomerator.config import Settings
 from agglomerator.data.images import ImageSet
-from agglomerator.data.module import Data
-from agglomerator.data.partwhole import CLASSES, PartWhole
-from agglomerator.islands import against_mask, islands
-from agglomerator.islands_baselines import compare, k_means, most_common
-from agglomerator.settings import Settings
+from agglomerator.data.module import ImageDataModule
+from agglomerator.data.sets.partwhole import CLASSES, PartWhole
+from agglomerator.islands.baselines import compare, k_means, most_common
+from agglomerator.islands.scores import against_mask
+from agglomerator.islands.segments import islands
 
 
 def test_k_means_finds_segments_of_one_colour():
@@ -36,7 +37,7 @@ def test_the_table_of_a_network():
     settings = Settings(dataset="PartWhole", patch_dim=8, contr_dim=4, objects=3, head="grid")
     scenes = PartWhole("test", 30, objects=3).arrays()
     images, labels, *masks = scenes
-    data = Data(settings)
+    data = ImageDataModule(settings)
     scenes = ImageSet(images, labels, CLASSES, dict(zip(("parts", "objects"), masks, strict=True)))
     data.test = Subset(scenes, range(30))
     torch.manual_seed(1)

@@ -5,8 +5,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
-from agglomerator.islands_pictures import (
-    Album,
+from agglomerator.islands.figures import (
+    IslandFigures,
     Projection,
     animate,
     chosen,
@@ -59,7 +59,7 @@ def test_a_later_album_of_the_folder_has_the_same_colours(tmp_path, states):
     image = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
     colours = []
     for i in range(2):
-        sheets = Album(tmp_path, 0.8).sheets(image, "ab", states + 5 * i, "title")
+        sheets = IslandFigures(tmp_path, 0.8).figures(image, "ab", states + 5 * i, "title")
         colours.append(sheets[0].keywords["colours"])
         expected = Projection.fit(states[-1]).colours(states[-1] + 5 * i)
         np.testing.assert_allclose(colours[i], expected)
@@ -68,7 +68,7 @@ def test_a_later_album_of_the_folder_has_the_same_colours(tmp_path, states):
 
 def test_captions_say_how_much_of_the_vectors_colours_show(tmp_path, states):
     states[..., 0, 2:] = 0  # two axes hold all of level 0
-    sheets = Album(tmp_path, 0.8).sheets(torch.zeros(2, 1, 8, 8), "ab", states, "title")
+    sheets = IslandFigures(tmp_path, 0.8).figures(torch.zeros(2, 1, 8, 8), "ab", states, "title")
     vectors = torch.nn.functional.normalize(states[-1, :, :, 1].double(), dim=-1).flatten(0, 1)
     squares = torch.linalg.svdvals(vectors - vectors.mean(0)).square()
     share = (squares[:3].sum() / squares.sum()).item()

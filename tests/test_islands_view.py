@@ -18,13 +18,21 @@ from PIL import Image
 from tornado.ioloop import IOLoop
 from tornado.websocket import websocket_connect
 
-from agglomerator import Agglomerator, islands_view, load_checkpoint
-from agglomerator.data.module import Data
-from agglomerator.islands_pictures import Projection, kept_arrays
-from agglomerator.islands_view import EARLY, MOST_FRAMES, IslandsView, Window, samples, states_of
-from agglomerator.islands_window import BACKEND
-from agglomerator.settings import Settings
-from agglomerator.stages import Stage
+from agglomerator import Agglomerator, load_checkpoint
+from agglomerator.config import Settings
+from agglomerator.data.module import ImageDataModule
+from agglomerator.islands import live_view
+from agglomerator.islands.figures import Projection, kept_arrays
+from agglomerator.islands.live_view import (
+    EARLY,
+    MOST_FRAMES,
+    IslandsView,
+    Window,
+    samples,
+    states_of,
+)
+from agglomerator.islands.window import BACKEND
+from agglomerator.training.module import LitAgglomerator
 
 SMALL = Settings(
     dataset="digits", image_size=16, conv_image_size=4, n_channels=1, patch_dim=8, contr_dim=4
@@ -51,7 +59,7 @@ def test_pictures_come_soon_at_first_and_then_ever_later(view):
     drawn, now, view.began, view.drawn_at, view.spent = [], 0.0, 0.0, 0.0, 0.0
     clock = SimpleNamespace(perf_counter=lambda: now)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(islands_view, "time", clock)
+        patch.setattr(live_view, "time", clock)
         for now in np.arange(0, 1200, 0.5):
             if view._due():
                 drawn.append(now)
@@ -82,18 +90,18 @@ def test_frames_stay_few_and_even(view, tmp_path):
 
 def test_looking_at_a_network_in_training_leaves_no_trace():
     torch.manual_seed(0)
-    data = Data(SMALL)
+    data = ImageDataModule(SMALL)
     data.setup()
-    module = Stage(Agglomerator(**vars(SMALL)), SMALL, data)
+    module = LitAgglomerator(Agglomerator(**vars(SMALL)), SMALL, data)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    chance = torch.get_rng_state()
+    generator = torch.get_rng_state()
     images, labels = samples(data.val, 10)
     assert labels.tolist() == [0, 1, 2, 3, 4, 5]
     states = states_of(module, data.view(images))
     assert states.shape == (5, 6, 16, 2, 8)
     assert module.training and module.model.training
     assert all(value.equal(before[name]) for name, value in module.state_dict().items())
-    assert torch.get_rng_state().equal(chance)
+    assert torch.get_rng_state().equal(generator)
 
 
 def _shown(states, projection):
@@ -108,7 +116,7 @@ def test_colours_are_for_the_trained_network_and_its_frames_drawn_again(stage_on
     run = stage_one.output / "small"
     folder = run / "islands"
     model = load_checkpoint(run / "checkpoints" / "last.ckpt").eval()
-    data = Data(model.settings.replace(dataset="digits"))
+    data = ImageDataModule(model.settings.replace(dataset="digits"))
     data.setup()
     states = model.states(data.view(samples(data.val, 10)[0])).detach()[-1]
     kept, fresh = Projection.load(folder / "projection.npz", 2, 16), Projection.fit(states)
@@ -144,7 +152,7 @@ def picture(tmp_path):
 @contextmanager
 def program(picture, backend, environment=os.environ):
     window = subprocess.Popen(
-        [sys.executable, ROOT / "src" / "agglomerator" / "islands_window.py", picture],
+        [sys.executable, ROOT / "src" / "agglomerator" / "islands" / "window.py", picture],
         env=environment | {"MPLBACKEND": backend},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -198,7 +206,7 @@ def test_page_stays_while_somebody_waits(picture, waits):
 
 def test_a_run_in_the_foreground_of_a_terminal_waits_for_ctrl_c(picture):
     code = (
-        "import sys; from pathlib import Path; from agglomerator.islands_view import Window; "
+        "import sys; from pathlib import Path; from agglomerator.islands.live_view import Window; "
         "window = Window(); window.wanted = True; window.show(Path(sys.argv[1])); window.stay(); "
         "print('at its end')"
     )

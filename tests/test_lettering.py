@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from agglomerator.lettering import Figure, shown
-from agglomerator.meaning_pictures import Marks, draw_embedding
-from agglomerator.report import draw_confusion
+from agglomerator.commands.report import draw_confusion
+from agglomerator.hierarchy.figures import Marks, draw_embedding
+from agglomerator.util.lettering import Figure, shown
 
 NAMES = ["$b$_^{", r"\frac", "_d", "Кот", "قطة", "a\udcff", "\x07", "e\ufdd0", "ü😀中"]
 
@@ -31,8 +31,8 @@ def test_names_are_drawn_letter_by_letter_and_what_no_font_has_as_its_code():
 
 @pytest.mark.filterwarnings("error")
 def test_legends_have_every_class():
-    chance = np.random.default_rng(0)
-    xy, labels = chance.normal(size=(90, 2)), np.arange(90) % 9
+    generator = np.random.default_rng(0)
+    xy, labels = generator.normal(size=(90, 2)), np.arange(90) % 9
     points = type("Points", (), dict(pca=xy, tsne=None, labels=labels, shares=[0.5, 0.2]))
     marks = Marks.of(NAMES, None, range(9))
     figure = draw_embedding(points, marks, NAMES, "$t$: " + "long_name_of_a_run" * 10)

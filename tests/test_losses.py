@@ -5,13 +5,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from agglomerator.losses import supervised_contrastive_loss
+from agglomerator.training.losses import supervised_contrastive_loss
 
 
 def batch(labels, width=7, seed=0):
     """Embeddings of unit length that require a gradient, and their labels."""
-    chance = torch.Generator().manual_seed(seed)
-    embedding = F.normalize(torch.randn(len(labels), width, generator=chance), dim=1)
+    generator = torch.Generator().manual_seed(seed)
+    embedding = F.normalize(torch.randn(len(labels), width, generator=generator), dim=1)
     return embedding.requires_grad_(), torch.tensor(labels)
 
 

@@ -1,7 +1,7 @@
 import pytest
 
-from agglomerator.machine import devices_of, processes_here
-from agglomerator.settings import Settings
+from agglomerator.config import Settings
+from agglomerator.util.machine import devices_of, processes_here
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
 from sklearn.metrics.pairwise import cosine_distances
 
-from agglomerator import meaning
-from agglomerator.data.hierarchy import Hierarchy
-from agglomerator.meaning_pictures import Marks, draw
+from agglomerator.hierarchy import scores
+from agglomerator.hierarchy.classes import Hierarchy
+from agglomerator.hierarchy.figures import Marks, draw
 
 PNG = b"\x89PNG\r\n\x1a\n"
 DIGITS = "round: 0, 6, 8, 9\nstraight: 1, 4, 7\nopen: 2, 3, 5\n"
@@ -25,11 +25,11 @@ def hierarchy_of(super_labels, n=None):
 
 def embedding_of(super_labels, n=600, noise=0.1, seed=0, width=16):
     """Images of classes that lie near one another within a super-class; labels."""
-    chance = np.random.default_rng(seed)
-    tops = chance.normal(size=(max(super_labels) + 1, width))
-    means = tops[super_labels] + 0.3 * chance.normal(size=(len(super_labels), width))
-    labels = chance.integers(0, len(super_labels), n)
-    x = means[labels] + noise * chance.normal(size=(n, width))
+    generator = np.random.default_rng(seed)
+    tops = generator.normal(size=(max(super_labels) + 1, width))
+    means = tops[super_labels] + 0.3 * generator.normal(size=(len(super_labels), width))
+    labels = generator.integers(0, len(super_labels), n)
+    x = means[labels] + noise * generator.normal(size=(n, width))
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), labels
 
 
@@ -39,13 +39,13 @@ def test_silhouette_is_that_of_scikit_learn(noise):
     labels[labels == 4] = 3
     labels[0] = 4  # an image alone in its group
     expected = silhouette_score(x.astype(np.float64), labels, metric="cosine")
-    assert meaning.silhouette(x, labels) == pytest.approx(expected, abs=1e-9)
-    assert meaning.silhouette(x, np.zeros(len(x), dtype=int)) is None
+    assert scores.silhouette(x, labels) == pytest.approx(expected, abs=1e-9)
+    assert scores.silhouette(x, np.zeros(len(x), dtype=int)) is None
 
 
 def test_class_tree_joins_the_nearest_means_first():
     x, labels = embedding_of([0, 0, 0, 1, 1, 1])
-    tree = meaning.ClassTree.of(x, labels)
+    tree = scores.ClassTree.of(x, labels)
     means = np.stack([x[labels == c].mean(0) for c in range(6)])
     distances = cosine_distances(means)
     distances[np.diag_indices(6)] = np.inf
@@ -58,8 +58,8 @@ def test_class_tree_joins_the_nearest_means_first():
 
 def test_agreement_with_the_true_and_with_a_wrong_hierarchy():
     true, wrong = [0] * 6 + [1] * 4, [0, 1] * 5
-    tree = meaning.ClassTree.of(*embedding_of(true, n=2000))
-    good = meaning.agreement(tree, hierarchy_of(true))
+    tree = scores.ClassTree.of(*embedding_of(true, n=2000))
+    good = scores.agreement(tree, hierarchy_of(true))
     assert good["clusters"] == 2
     assert good["purity"]["value"] == 1
     assert good["purity"]["p"] < 0.02
@@ -67,15 +67,15 @@ def test_agreement_with_the_true_and_with_a_wrong_hierarchy():
     assert good["cophenetic_correlation"]["value"] > 0.9
     assert good["cophenetic_correlation"]["p"] < 0.02
     assert abs(good["cophenetic_correlation"]["chance"]) < 0.05
-    bad = meaning.agreement(tree, hierarchy_of(wrong))
+    bad = scores.agreement(tree, hierarchy_of(wrong))
     assert bad["cophenetic_correlation"]["value"] < 0.2
     assert bad["purity"]["value"] < 0.8
 
 
 def test_cophenetic_correlation_counted_by_hand():
     # The tree ((a, b) at 1, c) at 3 and the hierarchy (a, (b, c)), pairs ab, ac, bc.
-    tree = meaning.ClassTree(np.arange(3), np.array([[0.0, 1, 1, 2], [2, 3, 3, 3]]))
-    found = meaning.agreement(tree, hierarchy_of([0, 1, 1]))
+    tree = scores.ClassTree(np.arange(3), np.array([[0.0, 1, 1, 2], [2, 3, 3, 3]]))
+    found = scores.agreement(tree, hierarchy_of([0, 1, 1]))
     expected = np.corrcoef([1, 3, 3], [2, 2, 1])[0, 1]
     assert found["cophenetic_correlation"]["value"] == pytest.approx(expected)
     assert found["purity"]["value"] == pytest.approx(2 / 3)
@@ -83,11 +83,11 @@ def test_cophenetic_correlation_counted_by_hand():
 
 def test_mistakes_counted_by_hand():
     confusion = np.array([[5, 2, 1, 0], [0, 9, 0, 0], [0, 3, 4, 0], [0, 0, 0, 1]])
-    found = meaning.mistakes(confusion, hierarchy_of([0, 0, 1, 1]))
+    found = scores.mistakes(confusion, hierarchy_of([0, 0, 1, 1]))
     assert found["count"] == 6
     assert found["distance"] == pytest.approx((2 * 1 + 1 * 2 + 3 * 2) / 6)
     assert found["random"] == pytest.approx((1 + 2 + 2) / 3)
-    assert meaning.mistakes(np.eye(4, dtype=int), hierarchy_of([0, 0, 1, 1])) is None
+    assert scores.mistakes(np.eye(4, dtype=int), hierarchy_of([0, 0, 1, 1])) is None
 
 
 STRANGE = {
@@ -105,7 +105,7 @@ STRANGE = {
 @pytest.mark.filterwarnings("error")
 def test_strange_embeddings_are_drawn_and_scored(x, labels, tmp_path):
     hierarchy = hierarchy_of([0, 0, 1, 1])
-    found = meaning.scores(x, labels, np.zeros_like(labels), hierarchy, 4)
+    found = scores.scores(x, labels, np.zeros_like(labels), hierarchy, 4)
     json.dumps(found, allow_nan=False)
     data = SimpleNamespace(classes=hierarchy.classes, hierarchy=hierarchy)
     points, figures = draw(x, labels, found, SimpleNamespace(exp_name="own", seed=0), data)
@@ -117,7 +117,7 @@ def test_strange_embeddings_are_drawn_and_scored(x, labels, tmp_path):
 
 def test_points_are_a_sample_that_the_seed_chooses():
     x, labels = embedding_of([0, 1], n=500, width=4)
-    points, again, other = (meaning.Points.of(x, labels, seed, most=100) for seed in (1, 1, 2))
+    points, again, other = (scores.Points.of(x, labels, seed, most=100) for seed in (1, 1, 2))
     assert len(points.rows) == len(set(points.rows)) == 100
     assert set(points.rows) != set(other.rows)
     np.testing.assert_array_equal(points.labels, labels[points.rows])

@@ -5,12 +5,12 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from agglomerator.data.module import Data
-from agglomerator.model import Agglomerator
-from agglomerator.run import embed
-from agglomerator.settings import Settings
-from agglomerator.stages import Stage
-from agglomerator.trainer import build_trainer
+from agglomerator.commands.run import embed
+from agglomerator.config import Settings
+from agglomerator.data.module import ImageDataModule
+from agglomerator.model.agglomerator import Agglomerator
+from agglomerator.training.module import LitAgglomerator
+from agglomerator.training.trainer import build_trainer
 
 
 def live_tensors():
@@ -44,9 +44,9 @@ def module(tmp_path):
         batch_size=2, learning_rate=0.001, logger="none", max_epochs=6, limit_train=250, iters=2,
         limit_val=2, output_dir=str(tmp_path),
     )  # fmt: skip
-    data = Data(settings)
+    data = ImageDataModule(settings)
     data.setup()
-    return Stage(Agglomerator(**vars(settings)), settings, data)
+    return LitAgglomerator(Agglomerator(**vars(settings)), settings, data)
 
 
 def test_memory_does_not_grow_with_the_length_of_training(module):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from agglomerator import Agglomerator
-from agglomerator.losses import supervised_contrastive_loss
-from agglomerator.settings import Settings, UserError
+from agglomerator.config import Settings, UserError
+from agglomerator.training.losses import supervised_contrastive_loss
 
 REFERENCES = sorted((Path(__file__).parent / "reference").glob("*.pt"))
 

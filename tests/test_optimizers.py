@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from agglomerator.model import LevelLinear
-from agglomerator.optimizers import Muon, orthogonal
+from agglomerator.model.columns import LevelLinear
+from agglomerator.training.optim import Muon, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(1, 20, 60), (3, 60, 20), (2, 32, 32)])

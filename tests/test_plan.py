@@ -10,8 +10,8 @@ from conftest import SMALL_SETTINGS, run_here
 from PIL import Image
 
 from agglomerator import load_checkpoint
-from agglomerator.data.module import Data
-from agglomerator.settings import Settings, UserError
+from agglomerator.config import Settings, UserError
+from agglomerator.data.module import ImageDataModule
 
 SHADES = {"ash": 20, "bone": 90, "clay": 160, "dust": 230}
 FOLDER = dict(
@@ -134,7 +134,7 @@ def test_the_split_is_that_of_the_checkpoint(trained, tmp_path, capsys):
         with (place / "images_val.csv").open(newline="") as file:
             return said, [int(row["index"]) for row in csv.DictReader(file)]
 
-    data = Data(Settings(**FOLDER | dict(data_dir=folder, n_classes=4)))
+    data = ImageDataModule(Settings(**FOLDER | dict(data_dir=folder, n_classes=4)))
     data.setup()
     said, rows = held_out(data_dir=folder)
     assert rows == list(data.val.indices) and "--seed" not in said
@@ -192,7 +192,7 @@ def test_limits_are_drawn_from_all_of_a_folder(trained, tested, tmp_path, capsys
 def test_the_contrastive_loss_of_a_test_is_of_mixed_batches(trained):
     settings = Settings(**FOLDER | dict(data_dir=trained[0], n_classes=4))
     for supervise in (False, True):
-        data = Data(settings.replace(supervise=supervise))
+        data = ImageDataModule(settings.replace(supervise=supervise))
         data.setup()
         data.trainer = type("Trainer", (), {"global_rank": 0, "world_size": 1})
         labels = [labels.tolist() for _, labels in data.test_dataloader()]
@@ -206,7 +206,7 @@ def test_the_contrastive_loss_of_a_test_is_of_mixed_batches(trained):
 def test_preprocess_gives_what_a_test_gives(trained):
     model = load_checkpoint(checkpoint(trained))
     assert model.class_names == list(SHADES)
-    data = Data(Settings(**FOLDER | dict(data_dir=trained[0], n_classes=4)))
+    data = ImageDataModule(Settings(**FOLDER | dict(data_dir=trained[0], n_classes=4)))
     data.setup()
     pixels, _ = data.test[list(range(24))]
     expected = data.view(pixels)

@@ -9,10 +9,10 @@ from conftest import SMALL_SETTINGS, run_here
 from pytorch_lightning.plugins import DoublePrecision, HalfPrecision, MixedPrecision
 
 from agglomerator import load_checkpoint
+from agglomerator.config import Settings
 from agglomerator.data import augment
-from agglomerator.data.module import Data
-from agglomerator.metrics import RunMetrics
-from agglomerator.settings import Settings
+from agglomerator.data.module import ImageDataModule
+from agglomerator.training.metrics import RunMetrics
 
 PRECISIONS = {
     "32-true": contextlib.nullcontext,
@@ -99,7 +99,7 @@ def test_the_loss_of_a_test_is_the_mean_over_its_images(stage_two_checkpoint, tm
         batch_size=8,
     )
     record = json.loads((tmp_path / "b" / "test_supervised.json").read_text())
-    data = Data(Settings(**SMALL_SETTINGS))
+    data = ImageDataModule(Settings(**SMALL_SETTINGS))
     data.setup()
     images, labels = data.test[list(range(len(data.test)))]
     model = load_checkpoint(stage_two_checkpoint).bfloat16()

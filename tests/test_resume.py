@@ -20,8 +20,10 @@ from conftest import ENVIRONMENT, ROOT, SMALL, run_program, run_words, small_run
 from PIL import Image
 from test_cli_errors import contents
 
-from agglomerator import meaning_pictures, record, report
-from agglomerator.resume import keep_metrics
+from agglomerator.commands import report
+from agglomerator.hierarchy import figures
+from agglomerator.runs import record
+from agglomerator.runs.resume import keep_metrics
 
 SIGNALS = [signal.SIGKILL] * 3 + [signal.SIGTERM] * 2 + [signal.SIGINT, signal.SIGUSR1]
 STAGES = {"contrastive": "", "supervised": "supervised_"}
@@ -86,16 +88,16 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path):
     total = steps_done(whole)[0]  # 18 steps an epoch
     assert total == 12 * 18
 
-    chance = random.Random(6)
-    signals = chance.sample(SIGNALS, len(SIGNALS))
-    targets = sorted(chance.sample(range(1, int(0.8 * total)), len(signals)))
+    generator = random.Random(6)
+    signals = generator.sample(SIGNALS, len(SIGNALS))
+    targets = sorted(generator.sample(range(1, int(0.8 * total)), len(signals)))
     flags += [f"--output_dir={tmp_path / 'parts'}", "--checkpoint_every=0.002"]
     words, middles = flags, 0
     for signum, target in zip(signals, targets, strict=True):
         before = steps_done(folder)[0]
         process = start(words)
         wait_until(lambda: steps_done(folder)[0] >= max(target, before + 1), process)  # noqa: B023
-        time.sleep(chance.uniform(0, 0.15))
+        time.sleep(generator.uniform(0, 0.15))
         process.send_signal(signum)
         stdout, stderr = process.communicate(timeout=60)
         assert "Traceback" not in stderr, stderr
@@ -157,7 +159,7 @@ def test_a_full_disk_costs_nothing_and_is_told_in_one_line(tmp_path):
 
 
 SIGNAL_AT_THE_END = """
-from agglomerator.resume import LastCheckpoint
+from agglomerator.runs.resume import LastCheckpoint
 end = LastCheckpoint.on_train_end
 def with_signal(self, *words):
     end(self, *words)
@@ -369,7 +371,7 @@ def test_json_has_null_for_what_is_not_known(tmp_path):
     counts = np.array([[1, 0], [0, 1]])
     shown = {"dataset": "digits", "top1": 1.0, "images": 2}
     report.write_test(tmp_path, "supervised", unknown | shown, counts, ["0", "1"])
-    meaning_pictures.write(tmp_path, unknown, {})
+    figures.write(tmp_path, unknown, {})
     record.write(tmp_path / "run.json", [unknown])
     wanted = {"test_supervised": known | shown, "meaning": known, "run": [known]}
     for name, content in wanted.items():

@@ -3,8 +3,8 @@ import re
 
 import pytest
 
-from agglomerator import checkpoints
-from agglomerator.settings import FIELDS, Settings, UserError
+from agglomerator.config import FIELDS, Settings, UserError
+from agglomerator.runs import checkpoints
 
 # Settings that cannot work, and what the message must name: the flag with its value, and a way out.
 REFUSED = {

@@ -6,18 +6,18 @@ import torch
 from conftest import SMALL_SETTINGS
 
 from agglomerator import Agglomerator
-from agglomerator.data.module import Data
-from agglomerator.settings import Settings
-from agglomerator.stages import Stage
+from agglomerator.config import Settings
+from agglomerator.data.module import ImageDataModule
+from agglomerator.training.module import LitAgglomerator
 
 
 @pytest.fixture
 def module():
     settings = Settings(**SMALL_SETTINGS, dropout=0.0)
-    data = Data(settings)
+    data = ImageDataModule(settings)
     data.setup()
     torch.manual_seed(0)
-    module = Stage(Agglomerator(**dataclasses.asdict(settings)), settings, data)
+    module = LitAgglomerator(Agglomerator(**dataclasses.asdict(settings)), settings, data)
     module.trainer = pl.Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
     )

@@ -2,8 +2,8 @@ import io
 
 import pytest
 
-from agglomerator import terminal
-from agglomerator.resume import written_whole
+from agglomerator.util import terminal
+from agglomerator.util.files import written_whole
 
 
 @pytest.mark.parametrize(

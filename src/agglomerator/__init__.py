@@ -6,11 +6,11 @@ __all__ = ["Agglomerator", "load_checkpoint"]
 def __getattr__(name):
     # PyTorch takes seconds to import: only who asks for the model pays for it, not `--help`.
     if name == "Agglomerator":
-        from agglomerator.model import Agglomerator
+        from agglomerator.model.agglomerator import Agglomerator
 
         return Agglomerator
     if name == "load_checkpoint":
-        from agglomerator.checkpoints import load_checkpoint
+        from agglomerator.runs.checkpoints import load_checkpoint
 
         return load_checkpoint
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

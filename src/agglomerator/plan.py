@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-from agglomerator import checkpoints
-from agglomerator.classes import ClassMap, match
-from agglomerator.data import sets
-from agglomerator.report import say
-from agglomerator.settings import SPLIT_SETTINGS, Settings, UserError
-from agglomerator.stages import stage_of
+from agglomerator.config import SPLIT_SETTINGS, Settings, UserError
+from agglomerator.data import registry
+from agglomerator.data.classes import ClassMap, match
+from agglomerator.runs import checkpoints
+from agglomerator.util.terminal import say
 
 SHOWN = 5  # class names in a message
 
@@ -43,14 +42,14 @@ def resolve(settings, given, start, use):
         UserError: flags, data set and checkpoint contradict each other.
     """
     if start is None:
-        settings = sets.complete(settings, given)
+        settings = registry.complete(settings, given)
         return Plan(settings, None, settings.seed)
     asked = settings
     settings = checkpoints.complete(settings, given, start)
     _tell_normalization(asked, given, start)
     if use == "islands":
         return Plan(settings.replace(n_classes=start.settings["n_classes"]), None, settings.seed)
-    found = sets.classes_of(settings)
+    found = registry.classes_of(settings)
     known = start.settings["n_classes"]
     if "n_classes" in given and asked.n_classes not in (len(found), known):
         raise UserError(
@@ -69,9 +68,9 @@ def _map_classes(settings, start, found, use):
     """The `ClassMap` of a data set with classes `found` onto those of the checkpoint; None if they
     are others."""
     names, n_known = start.class_names, start.settings["n_classes"]
-    stage, where = stage_of(settings), f"{settings.dataset} ({settings.data_dir})"
+    stage, where = settings.stage, f"{settings.dataset} ({settings.data_dir})"
     if names is None and len(found) == n_known:
-        if sets.entry_of(settings).classes is None:
+        if registry.entry_of(settings).classes is None:
             say(f"{start.name} does not name its classes: they are taken in the folders' order.")
         return ClassMap(found, tuple(range(n_known)))
     places = match(names or (), found)
@@ -104,12 +103,16 @@ def _map_classes(settings, start, found, use):
 def _split(settings, asked, given, start, use):
     """(settings, split_seed): which images are held out follows the checkpoint if it is of the same
     training images."""
-    if use == "test" and stage_of(settings) != "contrastive":
+    if use == "test" and settings.stage != "contrastive":
         return settings, settings.seed
     if start.split_seed is None:
         return settings, settings.seed
     there, dataset = start.training_images, start.settings.get("dataset")
-    if dataset != settings.dataset if there is None else there != sets.training_images(settings):
+    if (
+        dataset != settings.dataset
+        if there is None
+        else there != registry.training_images(settings)
+    ):
         say(
             f"{start.name} learned from other images than the training images of "
             f"{settings.dataset} ({settings.data_dir}): --seed and --val_share of this run divide "

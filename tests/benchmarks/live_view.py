@@ -14,13 +14,13 @@ from pathlib import Path
 
 from pytorch_lightning.callbacks import Callback
 
-from agglomerator.data.module import Data
-from agglomerator.islands_view import IslandsView
-from agglomerator.model import Agglomerator
-from agglomerator.run import keep_freed_memory
-from agglomerator.settings import Settings
-from agglomerator.stages import Stage
-from agglomerator.trainer import build_trainer, quiet_libraries
+from agglomerator.commands.run import keep_freed_memory
+from agglomerator.config import Settings
+from agglomerator.data.module import ImageDataModule
+from agglomerator.islands.live_view import IslandsView
+from agglomerator.model.agglomerator import Agglomerator
+from agglomerator.training.module import LitAgglomerator
+from agglomerator.training.trainer import build_trainer, quiet_libraries
 
 
 class Until(Callback):
@@ -62,13 +62,13 @@ def main():
             augmentation="flip", temperature=0.15, batch_size=128, learning_rate=0.0015,
             plot_islands=True, logger="none", output_dir=folder, exp_name="view",
         )  # fmt: skip
-        data = Data(s)
+        data = ImageDataModule(s)
         data.setup()
         trainer = build_trainer(s, "contrastive", [Until(60 * minutes)])
         (view,) = (found for found in trainer.callbacks if isinstance(found, IslandsView))
         view._show, view._recolour = Timed(view._show), Timed(view._recolour)
         began = time.perf_counter()
-        trainer.fit(Stage(Agglomerator(**vars(s)), s, data), datamodule=data)
+        trainer.fit(LitAgglomerator(Agglomerator(**vars(s)), s, data), datamodule=data)
         total = time.perf_counter() - began
         first, *between, last = view._show.seconds
         after = last + sum(view._recolour.seconds)

@@ -15,14 +15,14 @@ import tempfile
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from agglomerator.data import sets
+from agglomerator.commands.run import embed
+from agglomerator.config import Settings
+from agglomerator.data import registry
 from agglomerator.data.images import ImageSet
-from agglomerator.data.module import Data
-from agglomerator.model import Agglomerator
-from agglomerator.run import embed
-from agglomerator.settings import Settings
-from agglomerator.stages import Stage
-from agglomerator.trainer import build_trainer, quiet_libraries
+from agglomerator.data.module import ImageDataModule
+from agglomerator.model.agglomerator import Agglomerator
+from agglomerator.training.module import LitAgglomerator
+from agglomerator.training.trainer import build_trainer, quiet_libraries
 
 BATCH = 32
 EPOCH = 50  # steps
@@ -50,9 +50,9 @@ class Watch(Callback):
 
 def set_of(n, settings):
     """n random images."""
-    chance = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     shape = n, settings.n_channels, settings.image_size, settings.image_size
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=chance)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     return ImageSet(images, torch.arange(n) % 10, map(str, range(10)))
 
 
@@ -68,10 +68,10 @@ def main():
             output_dir=folder, max_epochs=-(-(steps + 1) // EPOCH),
         )  # fmt: skip
         train = set_of(EPOCH * BATCH * 5 // 4, s)
-        sets.DATA_SETS["digits"] = sets.DataSetEntry(lambda s, train_: train, 10)
-        data = Data(s)
+        registry.DATA_SETS["digits"] = registry.DataSetEntry(lambda s, train_: train, 10)
+        data = ImageDataModule(s)
         data.setup()
-        module = Stage(Agglomerator(**vars(s)), s, data)
+        module = LitAgglomerator(Agglomerator(**vars(s)), s, data)
         watch = Watch([steps * quarter // 4 for quarter in range(1, 5)])
         build_trainer(s, "contrastive", [watch]).fit(module, datamodule=data)
         print(f"\n{'':<24}{'MiB':>8}{'growth':>9}")

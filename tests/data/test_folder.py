@@ -5,10 +5,11 @@ import torch
 from conftest import run_program
 from PIL import Image
 
-from agglomerator.data import folder, sets
+from agglomerator.config import Settings, UserError
+from agglomerator.data import registry
 from agglomerator.data.images import ImageFiles, ImageSet, UnreadableImage, read_image
-from agglomerator.data.module import Data
-from agglomerator.settings import Settings, UserError
+from agglomerator.data.module import ImageDataModule
+from agglomerator.data.sets import folder
 
 TINY = (
     "--dataset=ImageFolder",
@@ -48,23 +49,23 @@ def settings(root, **changes):
 
 def test_order_labels_and_classes(root):
     for split, n in (("train", 10), ("test", 4)):
-        found = sets.read_split(settings(root), split)
+        found = registry.read_split(settings(root), split)
         assert isinstance(found, ImageSet) and found.classes == ["cat", "dog"]
         assert found.images.shape == (2 * n, 3, 8, 8) and found.images.dtype == torch.uint8
         expected = [*range(n), *range(100, 100 + n)]
         assert found.images.float().mean((1, 2, 3)).tolist() == expected
         assert found.labels.tolist() == [0] * n + [1] * n
-    assert sets.read_split(settings(root), "val") is None
+    assert registry.read_split(settings(root), "val") is None
 
 
 def test_gray_when_asked(root):
-    assert sets.read_split(settings(root, n_channels=1), "test").images.shape == (8, 1, 8, 8)
+    assert registry.read_split(settings(root, n_channels=1), "test").images.shape == (8, 1, 8, 8)
 
 
 def test_val_folder_is_the_validation_set(root):
     for name, value in (("cat", 50), ("dog", 60)):
         save(root / "val" / name / "0.png", Image.new("L", (8, 8), value))
-    data = Data(settings(root))
+    data = ImageDataModule(settings(root))
     data.setup()
     assert (len(data.train), len(data.val), len(data.test)) == (20, 2, 8)
     assert data.val[1][0].unique().tolist() == [60]
@@ -72,13 +73,13 @@ def test_val_folder_is_the_validation_set(root):
 
 def test_val_folder_is_the_test_set_where_there_is_no_other(root):
     (root / "test").rename(root / "val")
-    data = Data(settings(root))
+    data = ImageDataModule(settings(root))
     data.setup()
     assert (len(data.train), len(data.val), len(data.test)) == (16, 4, 8)
 
 
 def test_files_and_memory_give_the_same(root, monkeypatch):
-    kept = sets.read_split(settings(root, num_workers=1), "train")
+    kept = registry.read_split(settings(root, num_workers=1), "train")
     monkeypatch.setattr(folder, "MEMORY_SHARE", 0)
     files = folder.read_folder(settings(root), "train", 8)
     assert isinstance(files, ImageFiles)
@@ -89,8 +90,8 @@ def test_files_and_memory_give_the_same(root, monkeypatch):
 
 def test_files_are_read_by_workers(root, monkeypatch):
     monkeypatch.setattr(folder, "MEMORY_SHARE", 0)
-    data = Data(settings(root, num_workers=2, batch_size=3))
-    monkeypatch.setattr(sets, "_READ", {})
+    data = ImageDataModule(settings(root, num_workers=2, batch_size=3))
+    monkeypatch.setattr(registry, "_READ", {})
     data.setup()
     assert isinstance(data.test.dataset, ImageFiles)
     loader = data._loader(data.test)
@@ -195,12 +196,12 @@ def test_files_that_are_no_images_are_passed_over(root):
     for name in ("train/cat/Thumbs.db", "train/notes.txt", "train/dog/.hidden.png"):
         (root / name).write_text("text")
     (root / "train" / ".ipynb_checkpoints").mkdir()
-    assert len(sets.read_split(settings(root), "train")) == 20
+    assert len(registry.read_split(settings(root), "train")) == 20
 
 
 def test_images_in_deeper_folders(root):
     save(root / "train" / "cat" / "more" / "x.PNG", Image.new("L", (8, 8)))
-    assert len(sets.read_split(settings(root), "train")) == 21
+    assert len(registry.read_split(settings(root), "train")) == 21
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_hidden_folders_are_passed_over(root, place):
     for where in ("cat", "dog", "."):
         if where != "." or not place.startswith("more"):
             save(root / "train" / where / place / "x.png", Image.new("L", (8, 8)))
-    found = sets.read_split(settings(root), "train")
+    found = registry.read_split(settings(root), "train")
     assert len(found) == 20 and found.classes == ["cat", "dog"]
 
 
@@ -218,7 +219,7 @@ def test_a_folder_within_a_hidden_one_is_read(root):
     (root / ".hidden").mkdir()
     for name in ("train", "test"):
         (root / name).rename(root / ".hidden" / name)
-    assert len(sets.read_split(settings(root / ".hidden"), "train")) == 20
+    assert len(registry.read_split(settings(root / ".hidden"), "train")) == 20
 
 
 @pytest.mark.parametrize(
@@ -243,7 +244,7 @@ def test_links_that_lead_back_are_passed_over(root, link, target):
     (root / "train" / "cat" / "elsewhere").symlink_to(root / "pool")
     (root / "train" / "bird").symlink_to(root / "pool")
     (root / link).symlink_to(target)
-    found = sets.read_split(settings(root), "train")
+    found = registry.read_split(settings(root), "train")
     assert found.classes == ["bird", "cat", "dog"]
     assert found.labels.bincount().tolist() == [2, 12, 10]
 
@@ -261,7 +262,7 @@ def test_files_that_cannot_be_read_here_are_counted(root, capfd):
         (root / name).write_bytes(b"")
     for _ in range(2):
         for split in ("train", "test"):
-            sets.read_split(settings(root, val_share=0.1), split)
+            registry.read_split(settings(root, val_share=0.1), split)
     train, test = capfd.readouterr().out.splitlines()
     assert train.startswith(f"{root / 'train'}: left out") and "convert" in train
     assert "2 .heic, 1 .npy, 1 without an ending;" in train
@@ -334,7 +335,7 @@ FAULTS = [
 def test_faults(root, fault, words):
     fault(root)
     with pytest.raises(UserError) as error:
-        data = Data(settings(root))
+        data = ImageDataModule(settings(root))
         data.setup()
         data.check_batch_size(1)
     assert words in str(error.value) and "\n" not in str(error.value)
@@ -343,7 +344,7 @@ def test_faults(root, fault, words):
 
 def test_a_test_does_not_wait_for_the_training_images(root):
     break_image(root)
-    data = Data(settings(root))
+    data = ImageDataModule(settings(root))
     data.setup()
     assert len(data.test) == 8
     with pytest.raises(UserError, match="cat/3.png"):
@@ -352,7 +353,7 @@ def test_a_test_does_not_wait_for_the_training_images(root):
 
 def test_skip_unreadable(root, capfd):
     break_image(root)
-    found = sets.read_split(settings(root, skip_unreadable=True), "train")
+    found = registry.read_split(settings(root, skip_unreadable=True), "train")
     assert len(found) == 19 and len(found.labels) == 19 and found.labels.sum() == 10
     said = capfd.readouterr().out
     assert "1 of 20 images cannot be read" in said and "cat/3.png" in said
@@ -361,9 +362,9 @@ def test_skip_unreadable(root, capfd):
 def test_n_classes_follows(root):
     save(root / "train" / "owl" / "0.png", Image.new("L", (8, 8)))
     s = settings(root, n_classes=10)
-    assert sets.complete(s, given=set()).n_classes == 3
+    assert registry.complete(s, given=set()).n_classes == 3
     with pytest.raises(UserError, match="--n_classes=10.*3 classes"):
-        sets.complete(s, given={"n_classes"})
+        registry.complete(s, given={"n_classes"})
 
 
 def test_command_line(root, tmp_path):
@@ -419,9 +420,9 @@ def test_a_resumed_epoch_goes_on_with_the_next_batch_and_reads_no_other(
     monkeypatch.setattr(ImageFiles, "_read", lambda self, i: read.append(i) or read_one(self, i))
 
     def fit(records, ckpt_path=None):
-        monkeypatch.setattr(sets, "_READ", {})
+        monkeypatch.setattr(registry, "_READ", {})
         data, module = (
-            Data(settings(root, num_workers=num_workers, batch_size=3)),
+            ImageDataModule(settings(root, num_workers=num_workers, batch_size=3)),
             Records(*records),
         )
         trainer = pl.Trainer(

@@ -5,16 +5,17 @@ import pytest
 import torch
 from PIL import Image
 
+from agglomerator.config import Settings, UserError
 from agglomerator.data.images import ImageSet
-from agglomerator.data.module import Data, chance, split
-from agglomerator.data.sets import DATA_SETS, complete
-from agglomerator.settings import Settings, UserError
+from agglomerator.data.module import ImageDataModule, split
+from agglomerator.data.registry import DATA_SETS, complete
+from agglomerator.util.random import seeded_generator
 
 DIGITS = dict(dataset="digits", image_size=16, conv_image_size=4, n_channels=1)
 
 
 def read(**flags):
-    data = Data(Settings(**DIGITS | flags))
+    data = ImageDataModule(Settings(**DIGITS | flags))
     data.setup()
     return data
 
@@ -104,10 +105,10 @@ def test_view_normalises_and_changes_nothing_else():
 def test_augmented_views_differ_and_repeat_with_their_seed():
     data = read()
     images, _ = data.train[list(range(16))]
-    draw = chance(1, 2)
+    draw = seeded_generator(1, 2)
     first, second = data.augmented_view(images, draw), data.augmented_view(images, draw)
     assert not torch.equal(first, second)
-    assert torch.equal(first, data.augmented_view(images, chance(1, 2)))
+    assert torch.equal(first, data.augmented_view(images, seeded_generator(1, 2)))
 
 
 @pytest.mark.parametrize("name", [name for name in DATA_SETS if DATA_SETS[name].n_classes])
@@ -121,7 +122,7 @@ def test_number_of_classes_follows_the_data_and_a_contradiction_is_refused(name)
 
 def test_unknown_data_set_is_refused_with_the_nearest():
     with pytest.raises(UserError, match="--dataset=fashionmnist: did you mean FashionMNIST"):
-        Data(Settings(dataset="fashionmnist"))
+        ImageDataModule(Settings(dataset="fashionmnist"))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from agglomerator.data.partwhole import CLASSES, OBJECTS, PARTS, PartWhole, draw_scene
+from agglomerator.data.sets.partwhole import CLASSES, OBJECTS, PARTS, PartWhole, draw_scene
 
 
 def digest(*scenes):

@@ -4,11 +4,11 @@ import torch
 from conftest import ROOT, run_program
 
 from agglomerator import Agglomerator
-from agglomerator.data import sets
+from agglomerator.config import Settings, UserError
+from agglomerator.data import registry
 from agglomerator.data.images import ImageSet
-from agglomerator.data.module import Data, split
-from agglomerator.data.partwhole import CLASSES, PartWhole
-from agglomerator.settings import Settings, UserError
+from agglomerator.data.module import ImageDataModule, split
+from agglomerator.data.sets.partwhole import CLASSES, PartWhole
 
 PUBLISHED = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "smallNORB", "IMAGENET")
 
@@ -26,7 +26,7 @@ def config(name):
     return dict(flags)
 
 
-@pytest.mark.parametrize("name", sets.DATA_SETS)
+@pytest.mark.parametrize("name", registry.DATA_SETS)
 def test_every_data_set_has_a_config_that_says_what_it_is(name):
     text = (ROOT / "config" / f"config_{name}.cfg").read_text()
     assert text.startswith("# ") and f"python src/main.py --flagfile config/config_{name}.cfg" in (
@@ -34,7 +34,7 @@ def test_every_data_set_has_a_config_that_says_what_it_is(name):
     )
     flags = config(name)
     assert flags["dataset"] == name
-    n_classes = sets.DATA_SETS[name].n_classes
+    n_classes = registry.DATA_SETS[name].n_classes
     assert n_classes is None or int(flags["n_classes"]) == n_classes
 
 
@@ -47,7 +47,7 @@ def test_sizes_and_channels_of_the_published_table(name):
     assert flags["n_classes"] == classes.get(name, 10)
 
 
-@pytest.mark.parametrize("name", sets.DATA_SETS)
+@pytest.mark.parametrize("name", registry.DATA_SETS)
 def test_network_of_every_config_can_be_built(name):
     flags = config(name)
     names = ["image_size", "conv_image_size", "n_channels", "patch_size", "patch_dim", "levels"]
@@ -58,38 +58,38 @@ def test_network_of_every_config_can_be_built(name):
 @pytest.mark.parametrize("wrong, near", [("cifar10", "CIFAR10"), ("smalnorb", "smallNORB")])
 def test_unknown_name(wrong, near):
     with pytest.raises(UserError, match=f"did you mean {near}"):
-        Data(Settings(dataset=wrong))
-    with pytest.raises(UserError, match=", ".join(sets.DATA_SETS)):
-        Data(Settings(dataset="xyzzy"))
+        ImageDataModule(Settings(dataset=wrong))
+    with pytest.raises(UserError, match=", ".join(registry.DATA_SETS)):
+        ImageDataModule(Settings(dataset="xyzzy"))
 
 
 def test_n_classes_follows_and_contradicts():
     s = Settings(dataset="CIFAR100")
-    assert sets.complete(s, given=set()).n_classes == 100
+    assert registry.complete(s, given=set()).n_classes == 100
     with pytest.raises(UserError, match="--n_classes=10.*use --n_classes=100"):
-        sets.complete(s, given={"n_classes"})
+        registry.complete(s, given={"n_classes"})
 
 
 @pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100", "digits"])
 def test_normalisation_fits_the_channels(name):
     images = torch.full((2, 1, 32, 32), 100, dtype=torch.uint8)
-    entry = sets.DATA_SETS[name]
+    entry = registry.DATA_SETS[name]
     s = Settings(dataset=name, n_classes=entry.n_classes)
-    gray = Data(s.replace(n_channels=1)).view(images)
+    gray = ImageDataModule(s.replace(n_channels=1)).view(images)
     expected = (100 / 255 - np.mean(entry.mean)) / np.mean(entry.std)
     assert gray.shape == (2, 1, 32, 32) and gray.mean().item() == pytest.approx(expected, abs=1e-5)
-    colour = Data(s).view(images.expand(2, 3, 32, 32))
+    colour = ImageDataModule(s).view(images.expand(2, 3, 32, 32))
     expected = (100 / 255 - np.array(entry.mean)) / np.array(entry.std)
     expected = np.broadcast_to(expected, 3)
     assert colour.mean((0, 2, 3)).tolist() == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_normalisation_of_another_data_set():
-    entry = sets.DATA_SETS["CIFAR100"]
-    data = Data(Settings(normalization="CIFAR100"))
+    entry = registry.DATA_SETS["CIFAR100"]
+    data = ImageDataModule(Settings(normalization="CIFAR100"))
     assert (data.mean, data.std) == (entry.mean, entry.std)
     with pytest.raises(UserError, match="--normalization=CIFAR: .*CIFAR10"):
-        Data(Settings(normalization="CIFAR"))
+        ImageDataModule(Settings(normalization="CIFAR"))
 
 
 def test_split_is_fixed_by_the_seed_and_divides_all():
@@ -103,7 +103,7 @@ def test_split_is_fixed_by_the_seed_and_divides_all():
 
 
 def test_each_view_is_cropped_in_its_own_way():
-    data = Data(Settings(dataset="smallNORB", n_channels=1, n_classes=5))
+    data = ImageDataModule(Settings(dataset="smallNORB", n_channels=1, n_classes=5))
     ramp = (torch.arange(48 * 48) % 251).to(torch.uint8).view(1, 1, 48, 48).repeat(400, 1, 1, 1)
     views = data.augmented_view(ramp, torch.Generator().manual_seed(0))
     assert views.shape == (400, 1, 32, 32)
@@ -116,15 +116,15 @@ def partwhole(**changes):
 
 @pytest.fixture
 def few_scenes(monkeypatch):
-    monkeypatch.setattr("agglomerator.data.partwhole.SPLITS", {"train": 300, "test": 20})
+    monkeypatch.setattr("agglomerator.data.sets.partwhole.SPLITS", {"train": 300, "test": 20})
 
 
 @pytest.mark.parametrize("objects, difficulty", [(1, 1), (3, 2)])
 def test_partwhole_in_memory(few_scenes, monkeypatch, objects, difficulty):
-    monkeypatch.setattr(sets, "_READ", {})
+    monkeypatch.setattr(registry, "_READ", {})
     s = partwhole(objects=objects, difficulty=difficulty)
     for part, n in (("train", 300), ("test", 20)):
-        found = sets.read_split(s, part)
+        found = registry.read_split(s, part)
         scenes = PartWhole(part, n, difficulty=difficulty, objects=objects)
         assert len(found) == n and found.classes == list(CLASSES)
         for i in (0, 7, n - 1):
@@ -137,15 +137,15 @@ def test_partwhole_in_memory(few_scenes, monkeypatch, objects, difficulty):
 def test_partwhole_does_not_depend_on_seed_or_workers(few_scenes, monkeypatch):
     found = []
     for changes in ({"seed": 1}, {"seed": 2}):
-        monkeypatch.setattr(sets, "_READ", {})
-        found.append(sets.read_split(partwhole(**changes), "train").images)
+        monkeypatch.setattr(registry, "_READ", {})
+        found.append(registry.read_split(partwhole(**changes), "train").images)
     assert torch.equal(*found)
 
 
 def test_partwhole_sizes():
     s = Settings(dataset="PartWhole", image_size=16, conv_image_size=4)
     with pytest.raises(UserError, match="image_size=16"):
-        sets.read_split(s, "train")
+        registry.read_split(s, "train")
 
 
 def test_command_line_partwhole(tmp_path):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import run_program
 
-from agglomerator.data import sets
-from agglomerator.data.module import Data
-from agglomerator.data.smallnorb import NAMES, download_smallnorb, read_matrix, read_smallnorb
-from agglomerator.settings import Settings, UserError
+from agglomerator.config import Settings, UserError
+from agglomerator.data import registry
+from agglomerator.data.module import ImageDataModule
+from agglomerator.data.sets.smallnorb import NAMES, download_smallnorb, read_matrix, read_smallnorb
 
 PAIRS = 60
 MAGIC = {"uint8": 0x1E3D4C55, "int32": 0x1E3D4C54}
@@ -67,7 +67,7 @@ def test_reads_exactly(root, train):
 
 
 def test_48_pixels_of_which_the_network_sees_32(root):
-    data = Data(settings(root))
+    data = ImageDataModule(settings(root))
     data.prepare_data()
     data.setup()
     images, _ = data.test.dataset[list(range(8))]
@@ -80,7 +80,7 @@ def test_48_pixels_of_which_the_network_sees_32(root):
 
 
 def test_both_eyes_of_a_pair_are_on_one_side_of_the_split(root):
-    data = Data(settings(root))
+    data = ImageDataModule(settings(root))
     data.setup()
     assert (len(data.train), len(data.val), len(data.test)) == (96, 24, 120)
     pairs = {index // 2 for index in data.train.indices}
@@ -89,7 +89,7 @@ def test_both_eyes_of_a_pair_are_on_one_side_of_the_split(root):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_toy_is_on_both_sides_of_the_split(root, seed):
-    data = Data(settings(root).replace(seed=seed))
+    data = ImageDataModule(settings(root).replace(seed=seed))
     data.setup()
     found = data.train.dataset
     toys = np.stack([found.labels, found.extra["info"][:, 0]], 1)
@@ -140,7 +140,7 @@ def test_label_out_of_range(root):
     labels[7] = 5
     (root / "smallNORB" / NAMES[True].format("cat")).write_bytes(matrix(labels))
     with pytest.raises(UserError, match="image 14 .*label 5"):
-        sets.read_split(settings(root), "train")
+        registry.read_split(settings(root), "train")
 
 
 def test_command_line(root, tmp_path):

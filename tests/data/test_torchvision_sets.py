@@ -12,9 +12,9 @@ import torch
 from conftest import run_program
 from torchvision import datasets
 
-from agglomerator.data import sets
-from agglomerator.data.torchvision_sets import check, downloader, files_of, image_set, unpack
-from agglomerator.settings import Settings, UserError
+from agglomerator.config import Settings, UserError
+from agglomerator.data import registry
+from agglomerator.data.sets.torchvision_sets import check, downloader, files_of, image_set, unpack
 
 
 def idx(array):
@@ -55,12 +55,12 @@ def settings(root, name, **changes):
 
 def test_idx_is_read_exactly(root, name):
     for split, file in (("train", "train"), ("test", "t10k")):
-        found = sets.read_split(settings(root, name), split)
+        found = registry.read_split(settings(root, name), split)
         images, labels = arrays(file)
         assert np.array_equal(found.images[:, 0], images) and found.images.dtype == torch.uint8
         assert np.array_equal(found.labels, labels)
         assert len(found.classes) == 10
-    colour = sets.read_split(settings(root, name, n_channels=3), "train").images
+    colour = registry.read_split(settings(root, name, n_channels=3), "train").images
     assert torch.equal(colour[:, 0], colour[:, 2]) and colour.shape == (60, 3, 28, 28)
 
 
@@ -84,7 +84,7 @@ def test_damaged_idx(root, name, file, content):
             "other type": whole[:2] + b"\x0d" + whole[3:],
         }[content]
     )
-    for step in (downloader(name), lambda s: sets.read_split(s, "train")):
+    for step in (downloader(name), lambda s: registry.read_split(s, "train")):
         with pytest.raises(UserError) as error:
             step(settings(root, name))
         assert str(path) in str(error.value) and "\n" not in str(error.value)
@@ -93,7 +93,7 @@ def test_damaged_idx(root, name, file, content):
 def test_other_number_of_labels(root, name):
     (root / name / "raw" / "train-labels-idx1-ubyte").write_bytes(idx(arrays("t10k")[1]))
     with pytest.raises(UserError, match="60 images, but 20 labels"):
-        sets.read_split(settings(root, name), "train")
+        registry.read_split(settings(root, name), "train")
 
 
 def test_label_out_of_range(root, name):
@@ -101,7 +101,7 @@ def test_label_out_of_range(root, name):
     labels[3] = 10
     (root / name / "raw" / "train-labels-idx1-ubyte").write_bytes(idx(labels))
     with pytest.raises(UserError, match="image 3 .*label 10"):
-        sets.read_split(settings(root, name), "train")
+        registry.read_split(settings(root, name), "train")
 
 
 def test_command_line(root, name, tmp_path):
@@ -133,7 +133,7 @@ def test_cifar_file_with_a_wrong_checksum(tmp_path, cifar):
     path.parent.mkdir()
     path.write_bytes(b"cut short")
     with pytest.raises(UserError) as error:
-        sets.read_split(Settings(dataset=cifar, data_dir=str(tmp_path)), "train")
+        registry.read_split(Settings(dataset=cifar, data_dir=str(tmp_path)), "train")
     assert str(path) in str(error.value) and "checksum" in str(error.value)
 
 
@@ -251,8 +251,8 @@ def test_archive_of_cifar_is_unpacked_and_stays(cifar, tmp_path):
     s = Settings(dataset=name, data_dir=str(tmp_path))
     downloader(name)(s)
     assert path.read_bytes() == whole
-    assert np.array_equal(sets.read_split(s, "train").images, np.concatenate(images[:-1]))
-    assert np.array_equal(sets.read_split(s, "test").images, images[-1])
+    assert np.array_equal(registry.read_split(s, "train").images, np.concatenate(images[:-1]))
+    assert np.array_equal(registry.read_split(s, "test").images, images[-1])
 
 
 def test_damaged_archive_of_cifar(cifar, tmp_path):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms import functional as tvf
 
-from agglomerator.precision import in_float32
+from agglomerator.util.precision import in_float32
 
 OPERATIONS = (
     "Identity",

@@ -9,7 +9,7 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
-from agglomerator.settings import UserError
+from agglomerator.config import UserError
 
 
 @contextmanager

@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 
-from agglomerator import terminal
-from agglomerator.settings import UserError
+from agglomerator.config import UserError
+from agglomerator.util import terminal
 
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it raises what it logs
 Image.MAX_IMAGE_PIXELS = 2**25  # it warns of more, and refuses twice as many

@@ -16,7 +16,8 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 
-from agglomerator.data import sets
+from agglomerator.config import UserError
+from agglomerator.data import registry
 from agglomerator.data.augment import (
     center_crop,
     colours_of,
@@ -26,12 +27,12 @@ from agglomerator.data.augment import (
     random_erasing,
     random_horizontal_flip,
 )
-from agglomerator.data.hierarchy import hierarchy_of
 from agglomerator.data.images import ImageFiles, as_it_is, n_workers
-from agglomerator.settings import UserError
+from agglomerator.hierarchy.classes import hierarchy_of
+from agglomerator.util.random import seeded_generator
 
 
-class Data(LightningDataModule):
+class ImageDataModule(LightningDataModule):
     """The data set of a run.
 
     Batches are uint8 images (B, C, H, W) and labels (B,); `view` and `augmented_view` make the
@@ -55,9 +56,9 @@ class Data(LightningDataModule):
         super().__init__()
         self.settings, self.class_map = settings, class_map
         self.split_seed = settings.seed if split_seed is None else split_seed
-        self.entry = sets.entry_of(settings)
-        self.mean, self.std = sets.normalization_of(settings)
-        names = sets.classes_of(settings) if class_map is None else class_map.names
+        self.entry = registry.entry_of(settings)
+        self.mean, self.std = registry.normalization_of(settings)
+        names = registry.classes_of(settings) if class_map is None else class_map.names
         self.classes = list(names)
 
     def prepare_data(self):
@@ -76,7 +77,7 @@ class Data(LightningDataModule):
         self.test = self._chosen(self._whole_test, "test")
 
     def _read(self, split):
-        images = sets.read_split(self.settings, split)
+        images = registry.read_split(self.settings, split)
         return images if self.class_map is None or images is None else self.class_map.apply(images)
 
     @cached_property
@@ -105,7 +106,7 @@ class Data(LightningDataModule):
         return {
             "class_names": self.classes,
             "split_seed": self.split_seed,
-            "training_images": sets.training_images(self.settings),
+            "training_images": registry.training_images(self.settings),
         }
 
     def _chosen(self, subset, name):
@@ -113,7 +114,9 @@ class Data(LightningDataModule):
         n = n_batches(s, name, math.ceil(n_images / s.batch_size)) * s.batch_size
         if n >= n_images:
             return subset
-        drawn = torch.randperm(n_images, generator=chance(s.seed, n_images))[:n].sort().values
+        drawn = (
+            torch.randperm(n_images, generator=seeded_generator(s.seed, n_images))[:n].sort().values
+        )
         return Subset(subset.dataset, torch.as_tensor(subset.indices)[drawn].tolist())
 
     @property
@@ -339,9 +342,3 @@ def _reads_files(subset):
     if isinstance(subset, Subset):
         return _reads_files(subset.dataset)
     return isinstance(subset, ImageFiles)
-
-
-def chance(*numbers):
-    """A generator of random numbers that depends on the given numbers alone."""
-    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
-    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,191 @@
+"""What a run says and leaves behind: its folder, the figures of a test, the next command."""
+
+import csv
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from pytorch_lightning.loggers import WandbLogger
+
+from agglomerator.util.files import write_json, written_whole
+from agglomerator.util.lettering import Figure
+from agglomerator.util.terminal import say
+
+
+def summarise(trainer, best_path, last_path, metrics_path):
+    """Say how a training ended and where everything lies."""
+    for name in ("train_loss", "train_acc", "val_loss", "val_acc"):
+        if name in trainer.callback_metrics:
+            say(f"  {name:<11} {float(trainer.callback_metrics[name]):.4f}")
+    if best_path == last_path:
+        say("  best        none: nothing was validated")
+    else:
+        say(f"  best        {best_path}")
+    say(f"  last        {last_path}")
+    say(f"  metrics     {metrics_path}")
+    tell_upload(trainer.loggers)
+
+
+def tell_upload(loggers):
+    """Say how what was logged offline gets to Weights & Biases."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and logger._offline:
+            upload = f"wandb sync {Path(logger.experiment.dir).parent}"
+            say(f"  wandb       logged offline; upload by: {upload}")
+
+
+def command(settings, **changes):
+    """The command line of this run with some flags changed, ready to copy."""
+    if not settings.is_named:  # it may be that of the checkpoint's data set
+        changes["exp_name"] = settings.exp_name
+    changed = {"mode", "supervise", "resume_training", "load_checkpoint_dir"} | set(changes)
+    kept, arguments = [], iter(sys.argv[1:])
+    for argument in arguments:
+        name, _, value = argument.lstrip("-").partition("=")
+        if not argument.startswith("-"):
+            kept.append(argument)
+        elif name in changed or name.removeprefix("no") in changed:
+            if "=" not in argument and name in ("mode", "load_checkpoint_dir", "exp_name"):
+                next(arguments, None)
+        else:
+            kept.append(argument)
+    stage_two = settings.supervise or settings.finetune
+    if stage_two and "supervise" not in changes and "--finetune" not in kept:
+        kept.append("--supervise")
+    for name, value in changes.items():
+        kept.append(f"--{name}" if value is True else f"--{name}={value}")
+    return shlex.join([python(), sys.argv[0], *kept])
+
+
+def python():
+    """How the user's shell finds the Python that runs this."""
+    on_path = shutil.which("python")
+    if on_path and Path(on_path) == Path(sys.executable) and "PIPENV_ACTIVE" not in os.environ:
+        return "python"
+    here = Path.cwd()
+    path = Path(sys.executable)
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def write_test(folder, stage, record, confusion, classes):
+    """Write test_<stage>.json, and the confusion matrix as confusion_<stage>.csv and .png.
+
+    Args:
+        folder: where to.
+        stage: "contrastive", "supervised" or "finetuned".
+        record: figures by name, from `record_of`.
+        confusion: (n_classes, n_classes) counts, row: true class, column: predicted class.
+        classes: names.
+
+    Returns:
+        The paths written.
+    """
+    paths = [folder / f"test_{stage}.json"]
+    write_json(paths[0], record)
+    paths.append(folder / f"confusion_{stage}.csv")
+    with written_whole(paths[1]) as file:
+        table = csv.writer(file)
+        table.writerow(["true \\ predicted", *classes])
+        for name, row in zip(classes, confusion.tolist(), strict=True):
+            table.writerow([name, *row])
+    paths.append(folder / f"confusion_{stage}.png")
+    with written_whole(paths[2], "wb") as file:
+        draw_confusion(confusion, classes, record).savefig(file, dpi=120)
+    return paths
+
+
+def record_of(settings, stage, checkpoint, loss, top5, confusion, classes, classified_by):
+    """The figures of a test as a dictionary."""
+    counts = confusion.sum(1)
+    correct = confusion.diagonal()
+    top1 = float(correct.sum() / counts.sum())
+    record = {
+        "dataset": settings.dataset,
+        "stage": stage,
+        "checkpoint": checkpoint,
+        "classified_by": classified_by,
+        "test_time_flip": settings.test_time_flip,
+        "images": int(counts.sum()),
+        "loss": loss,
+        "top1": top1,
+        "error": 1 - top1,
+    }
+    if len(classes) > 5:
+        record["top5"] = top5
+    per_class = np.divide(correct, counts, out=np.full(len(classes), np.nan), where=counts > 0)
+    record["per_class"] = {
+        name: None if np.isnan(share) else float(share)
+        for name, share in zip(classes, per_class, strict=True)
+    }
+    record["confusion_matrix"] = confusion.tolist()
+    return record
+
+
+def draw_confusion(confusion, classes, record):
+    """The confusion matrix as a figure, in per cent of the true class."""
+    share = 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    n = len(classes)
+    side = min(3 + 0.45 * n, 20)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    ax = figure.subplots()
+    picture = ax.imshow(share, cmap="cividis", vmin=0, vmax=100)
+    figure.colorbar(picture, ax=ax, label="% of the true class", shrink=0.8)
+    ax.set(xlabel="predicted class", ylabel="true class")
+    title = f"{record['dataset']} test, {record['top1']:.2%} of {record['images']} correct"
+    figure.suptitle(title)
+    if n <= 30:
+        ax.set_xticks(range(n), classes, rotation=45, ha="right", rotation_mode="anchor")
+        ax.set_yticks(range(n), classes)
+    if n <= 20:
+        for row, column in np.argwhere(confusion > 0):
+            value = share[row, column]
+            text = f"{value:.0f}" if value >= 1 else "<1"
+            colour = "white" if value < 55 else "black"
+            ax.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    return figure
+
+
+def island_lines(record):
+    """The scores of islands as a table for the terminal."""
+    titles = {"agreement": "cosine", "number": "islands", "size": "columns", "inside": "inside"}
+    titles |= {"parts_ari": "parts ARI", "parts_iou": "IoU"}
+    titles |= {"objects_ari": "objects ARI", "objects_iou": "IoU"}
+    known = [name for name in titles if any(name in row for row in record["rows"])]
+    width = max(len(row["of"]) for row in record["rows"])
+    lines = [
+        f"islands of {record['images']} test images, of neighbours with a cosine of at least "
+        f"{record['threshold']}",
+        f"  {'':<{width}}  " + "  ".join(f"{titles[name]:>7}" for name in known),
+    ]
+    for row in record["rows"]:
+        cells = []
+        for name in known:
+            form = ".1f" if name in ("number", "size") else ".1%" if name == "inside" else ".3f"
+            value = format(row[name], form) if name in row else "-"
+            cells.append(value.rjust(max(7, len(titles[name]))))
+        lines.append(f"  {row['of']:<{width}}  " + "  ".join(cells))
+    return lines
+
+
+def lines_of(record):
+    """The figures of a test for the terminal."""
+    lines = [
+        f"loss      {record['loss']:.4f}",
+        f"top-1     {record['top1']:.2%}  ({record['images']} test images, by "
+        f"{record['classified_by']}{', with mirror images' * record['test_time_flip']})",
+    ]
+    if "top5" in record:
+        lines.append(f"top-5     {record['top5']:.2%}")
+    if record.get("mistakes"):
+        lines.append(
+            f"mistakes  {record['mistakes']['distance']:.3f} apart in the hierarchy "
+            f"{record['hierarchy']}, random wrong classes {record['mistakes']['random']:.3f}"
+        )
+    lines.append("per class")
+    width = max(map(len, record["per_class"]))
+    for name, share in record["per_class"].items():
+        lines.append(f"  {name:<{width}}  {'no images' if share is None else f'{share:7.2%}'}")
+    return lines + island_lines(record["islands"])

@@ -1,0 +1,104 @@
+"""Images as people have them -> what a network was trained on."""
+
+import os
+import warnings
+
+import numpy as np
+import torch
+from PIL import Image
+
+from agglomerator.config import UserError
+from agglomerator.data import registry
+from agglomerator.data.augment import center_crop, normalize
+from agglomerator.data.images import pixels_of, read_image
+
+MARGIN = 0.05  # beyond the range of normalised values
+
+
+class Preprocessing:
+    """What the images of a test go through: the middle square, resized, in the network's channels,
+    normalised as in its training.
+
+    Args:
+        settings: of the network; `dataset` or `normalization` names the mean and the standard
+            deviation.
+
+    Attributes:
+        mean, std: of the channels on the scale 0 to 1, tuples.
+
+    Example:
+        >>> model = load_checkpoint("pretrained:FashionMNIST")
+        >>> model(model.preprocess("shoe.jpg")).shape
+        torch.Size([1, 512])
+    """
+
+    def __init__(self, settings):
+        self.size, self.n_channels = settings.image_size, settings.n_channels
+        self.side = registry.side_of(settings)
+        self.mean, self.std = registry.normalization_of(settings)
+
+    def __call__(self, images):
+        """Make the network's input.
+
+        Args:
+            images: one, a list of them, or a batch. A Pillow image; the path of a file; an array
+                (H, W), (H, W, C) or (B, H, W, C), or a tensor (C, H, W) or (B, C, H, W), of uint8
+                from 0 to 255, of any size. A batch of gray images may lack its C.
+
+        Returns:
+            (B, n_channels, image_size, image_size) float32, on the CPU.
+
+        Raises:
+            UserError: it is of none of these kinds.
+            UnreadableImage: a file cannot be read as an image.
+        """
+        pixels = torch.stack([self._pixels(image) for image in _each(images)])
+        return normalize(center_crop(pixels, self.size), self.mean, self.std)
+
+    def _pixels(self, image):
+        if isinstance(image, str | os.PathLike):
+            return read_image(os.fspath(image), self.side, self.n_channels)
+        return pixels_of(image, self.side, self.n_channels)
+
+    def warn(self, module, inputs):
+        """Forward pre-hook: warn of images that are plainly not normalised as in the training."""
+        if torch.compiler.is_compiling():
+            return
+        low = min((0 - m) / s for m, s in zip(self.mean, self.std, strict=True))
+        high = max((1 - m) / s for m, s in zip(self.mean, self.std, strict=True))
+        least, greatest = inputs[0].min().item(), inputs[0].max().item()
+        outside = least < low - MARGIN or greatest > high + MARGIN
+        if outside or (least >= 0 and greatest <= 1):
+            warnings.warn(
+                f"images with values from {least:.3g} to {greatest:.3g}, where this network knows "
+                f"{low:.3g} to {high:.3g}: use model(model.preprocess(images)).",
+                stacklevel=2,
+            )
+
+
+def _each(images):
+    """Pillow images or paths of one image, a list of them, or a batch."""
+    if isinstance(images, str | os.PathLike | Image.Image):
+        return [images]
+    if isinstance(images, list | tuple) and images:
+        return [one for image in images for one in _each(image)]
+    if isinstance(images, torch.Tensor):
+        array = images.detach().cpu().numpy()
+        if array.ndim > 2 and array.shape[-3] in (1, 3, 4):
+            array = np.moveaxis(array, -3, -1)
+    else:
+        array = np.asarray(images)
+    if array.dtype != np.uint8 or not array.size:
+        raise UserError(
+            f"preprocess: takes images of uint8, from 0 to 255, not {array.dtype} "
+            f"{array.shape}; of values from 0 to 1: (255 * images).round().astype('uint8')."
+        )
+    if array.ndim > 2 and array.shape[-1] == 1:
+        array = array[..., 0]
+    coloured = array.ndim > 2 and array.shape[-1] in (3, 4)
+    if array.ndim not in ((3, 4) if coloured else (2, 3)):
+        raise UserError(
+            f"preprocess: takes arrays (B, H, W, C) or tensors (B, C, H, W), not {array.shape}."
+        )
+    batch = array[None] if array.ndim == 2 + coloured else array
+    return [Image.fromarray(np.ascontiguousarray(image)) for image in batch]

@@ -1,0 +1,243 @@
+"""The data sets. To add one, write a function that reads it and an entry in `DATA_SETS`."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torchvision.datasets import FashionMNIST
+from torchvision.transforms.v2 import functional as TF
+
+from agglomerator.config import INPUT_SETTINGS, UserError
+from agglomerator.data.augment import to_channels
+from agglomerator.data.images import ImageSet, batches_of
+from agglomerator.data.sets import smallnorb
+from agglomerator.data.sets.folder import class_names, fingerprint, read_folder
+from agglomerator.data.sets.partwhole import CLASSES, PartWhole
+from agglomerator.data.sets.smallnorb import download_smallnorb, read_smallnorb
+from agglomerator.data.sets.torchvision_sets import downloader, reader
+from agglomerator.hierarchy.classes import known_classes
+
+
+@dataclass(frozen=True)
+class DataSetEntry:
+    """A data set as the program knows it.
+
+    Attributes:
+        read: (settings, train) -> ImageSet, the training set or the test set, whole and in order.
+            Any size and number of channels. Not used for folders of images.
+        classes: their names, in the order of labels; None for folders of images, which have them.
+        download: (settings) that fetches what is missing, quick if nothing is.
+        mean, std: of the channels on the scale 0 to 1, for normalisation.
+        margin: images are kept so many times larger than image_size, and cropped to it: at random
+            in training, in the middle otherwise.
+        erase: Random Erasing after RandAugment in training.
+    """
+
+    read: Callable | None = None
+    classes: tuple | None = None
+    download: Callable | None = None
+    mean: tuple = (0.5,)
+    std: tuple = (0.5,)
+    margin: float = 1.0
+    erase: bool = False
+
+    @property
+    def n_classes(self):
+        return None if self.classes is None else len(self.classes)
+
+
+DIGITS = tuple("0123456789")
+
+
+def read_digits(settings, train):
+    """The 1797 handwritten digits, 8x8, that scikit-learn ships; a fifth of each class is the test
+    set, the same for every seed."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    rows = np.arange(len(digits.target))
+    parts = train_test_split(rows, test_size=0.2, stratify=digits.target, random_state=0)
+    chosen = np.sort(parts[0 if train else 1])
+    images = torch.from_numpy((digits.images[chosen] * (255 / 16)).round().astype(np.uint8))
+    return ImageSet(images[:, None], digits.target[chosen], DIGITS)
+
+
+class _Scenes(PartWhole):
+    """PartWhole scenes in batches: images, labels, parts, objects."""
+
+    def __getitems__(self, indices):
+        scenes = [self[i] for i in indices]
+        fields = "image", "label", "parts", "objects"
+        return [np.stack([getattr(scene, field) for scene in scenes]) for field in fields]
+
+
+def read_partwhole(settings, train):
+    """PartWhole scenes of the settings' size, difficulty and number of objects, always the same
+    ones; `extra`: `parts` and `objects` of every pixel, (N, S, S) uint8."""
+    s = settings
+    try:
+        scenes = _Scenes(
+            "train" if train else "test",
+            image_size=s.image_size,
+            difficulty=s.difficulty,
+            objects=s.objects,
+        )
+    except ValueError as error:
+        raise UserError(f"--dataset=PartWhole: {error}.") from None
+    batches = zip(*batches_of(scenes, 250, s.num_workers), strict=True)
+    images, labels, parts, objects = (np.concatenate(arrays) for arrays in batches)
+    return ImageSet(images, labels, CLASSES, {"parts": parts, "objects": objects})
+
+
+def of_torchvision(name, classes, **options):
+    """The entry of one of torchvision's small data sets."""
+    return DataSetEntry(reader(name), tuple(classes), downloader(name), **options)
+
+
+IMAGENET_COLOURS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+DATA_SETS = {
+    "CIFAR10": of_torchvision(
+        "CIFAR10",
+        known_classes("CIFAR10"),
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+    ),
+    "CIFAR100": of_torchvision(
+        "CIFAR100",
+        known_classes("CIFAR100"),
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+        erase=True,
+    ),
+    "MNIST": of_torchvision("MNIST", DIGITS),
+    "FashionMNIST": of_torchvision("FashionMNIST", FashionMNIST.classes),
+    "smallNORB": DataSetEntry(read_smallnorb, smallnorb.CLASSES, download_smallnorb, margin=1.5),
+    "IMAGENET": DataSetEntry(margin=1.125, **IMAGENET_COLOURS),
+    "ImageFolder": DataSetEntry(**IMAGENET_COLOURS),
+    "PartWhole": DataSetEntry(read_partwhole, CLASSES),
+    "digits": DataSetEntry(read_digits, DIGITS),
+}
+
+
+def entry_of(settings):
+    """The entry of --dataset.
+
+    Raises:
+        UserError: there is no such data set; the message names the nearest and lists all.
+    """
+    return _known(settings.dataset, "--dataset")
+
+
+def normalization_of(settings):
+    """Mean and standard deviation, a tuple of channels each, by which images are normalised.
+
+    Raises:
+        UserError: there is no such data set.
+    """
+    entry = entry_of(settings)
+    if settings.normalization is not None:
+        entry = _known(settings.normalization, "--normalization")
+    if settings.n_channels == 1:
+        return tuple((sum(x) / len(x),) for x in (entry.mean, entry.std))
+    return entry.mean, entry.std
+
+
+def _known(name, flag):
+    if name in DATA_SETS:
+        return DATA_SETS[name]
+    lower = {known.lower(): known for known in DATA_SETS}
+    near = difflib.get_close_matches(name.lower(), lower, n=1)
+    hint = f"did you mean {lower[near[0]]}? " if near else ""
+    raise UserError(f"{flag}={name}: {hint}Known are {', '.join(DATA_SETS)}.")
+
+
+def classes_of(settings):
+    """Names of the classes of --dataset, in the order of labels, as a tuple.
+
+    Raises:
+        UserError: there is no such data set, or no such folder.
+    """
+    return entry_of(settings).classes or tuple(class_names(settings))
+
+
+def training_images(settings):
+    """What tells the training images of --dataset from others: the data set's name, or what the
+    names of a folder's files hash to.
+
+    Raises:
+        UserError: there is no such data set, or no such folder.
+    """
+    return fingerprint(settings) if entry_of(settings).read is None else settings.dataset
+
+
+def complete(settings, given):
+    """The settings with n_classes as the data set has it.
+
+    Args:
+        settings: of the command line.
+        given: names of the settings that the user gave.
+
+    Raises:
+        UserError: the user gave another n_classes, or there is no such data set.
+    """
+    n_classes = len(classes_of(settings))
+    if "n_classes" in given and settings.n_classes != n_classes:
+        raise UserError(
+            f"--n_classes={settings.n_classes}: {settings.dataset} has {n_classes} classes; "
+            f"use --n_classes={n_classes}."
+        )
+    return settings.replace(n_classes=n_classes)
+
+
+_READ = {}  # what a run has read: its stages use the same data
+
+
+def read_split(settings, split):
+    """The "train", "val" or "test" images of --dataset in the channels asked for, as squares of
+    image_size times the entry's margin.
+
+    Returns:
+        An `ImageSet`, or `ImageFiles` if they do not fit into memory; None for "val" where the
+        data set brings no validation images of its own.
+
+    Raises:
+        UserError: the data are missing, damaged or do not fit the flags.
+    """
+    names = (*INPUT_SETTINGS, "data_dir", "skip_unreadable")
+    key = split, *(getattr(settings, name) for name in names)
+    if key not in _READ:
+        _READ[key] = _read(settings, split)
+    return _READ[key]
+
+
+def _read(settings, split):
+    entry, side = entry_of(settings), side_of(settings)
+    if entry.read is None:
+        return read_folder(settings, split, side)
+    if split == "val":
+        return None
+    found = entry.read(settings, split == "train")
+    where = f"--dataset={settings.dataset} ({settings.data_dir})"
+    if len(found.images) != len(found.labels):
+        raise UserError(f"{where}: {len(found.images)} images, but {len(found.labels)} labels.")
+    n_classes = len(found.classes)
+    wrong = ((found.labels < 0) | (found.labels >= n_classes)).nonzero()
+    if len(wrong):
+        i = int(wrong[0])
+        raise UserError(
+            f"{where}: image {i} of the {split} set has label {int(found.labels[i])}, but there "
+            f"are {n_classes} classes, 0 to {n_classes - 1}."
+        )
+    images = to_channels(found.images, settings.n_channels)
+    if images.shape[2:] != (side, side):
+        parts = images.split(4096)
+        images = torch.cat([TF.resize(part, [side, side], antialias=True) for part in parts])
+    return ImageSet(images, found.labels, found.classes, found.extra, found.groups)
+
+
+def side_of(settings):
+    """Side of the images before cropping."""
+    return round(settings.image_size * entry_of(settings).margin)

@@ -1,0 +1,238 @@
+"""A folder of images: train/<class>/*, test/<class>/*, and val/<class>/* if there is one."""
+
+import hashlib
+import os
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image
+
+from agglomerator.config import UserError
+from agglomerator.data.images import ImageFiles, formats
+from agglomerator.util.machine import memory, processes_here
+from agglomerator.util.terminal import say
+
+MEMORY_SHARE = 0.4
+LAYOUT = "train/<class>/* and test/<class>/*"
+# What systems put into folders beside what lies there; names that begin with a dot are hidden, too.
+OF_SYSTEMS = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information",
+              "lost+found", "Thumbs.db", "desktop.ini"}  # fmt: skip
+
+
+def folder_of(settings):
+    """The folder that holds train/: data_dir, or data_dir/<dataset>.
+
+    Raises:
+        UserError: there is none.
+    """
+    root = Path(settings.data_dir)
+    for folder in (root, root / settings.dataset):
+        if (folder / "train").is_dir():
+            return folder
+    state = "has no train/ folder" if root.is_dir() else "is no folder"
+    raise UserError(f"--data_dir={root}: {state}; {settings.dataset} takes images from {LAYOUT}.")
+
+
+def class_names(settings):
+    """Names of the classes: of the folders in train/, sorted."""
+    return _listing(folder_of(settings) / "train")[0]
+
+
+def fingerprint(settings):
+    """What the names of all training images, below train/, hash to."""
+    folder = folder_of(settings) / "train"
+    digest = hashlib.sha256()
+    for path in _listing(folder)[1]:
+        digest.update(os.fsencode(path[len(str(folder)) :]) + b"\0")
+    return digest.hexdigest()
+
+
+def read_folder(settings, split, size):
+    """The images of "train", "val" or "test", in the order of classes and file names.
+
+    Where there is no test/, val/ is the test set. Images are decoded once and kept if all of the
+    folder fits into two fifths of the memory, shared by the processes of this machine; else they
+    are read when needed. What is no image that can be read here is left out, and said.
+
+    Returns:
+        An `ImageSet` or `ImageFiles` of the settings' channels and the given side, or None for
+        "val" where there is no such set.
+
+    Raises:
+        UserError: something is wrong with the folder or an image; it is named.
+    """
+    folder = folder_of(settings)
+    names = {"train": "train"}
+    if (folder / "test").is_dir():
+        names["test"] = "test"
+        if (folder / "val").is_dir():
+            names["val"] = "val"
+    elif (folder / "val").is_dir():
+        names["test"] = "val"
+    else:
+        raise UserError(f"{folder}: has no test/ folder (nor val/); put {LAYOUT} there.")
+    if split not in names:
+        return None
+    classes = _listing(folder / "train")[0]
+    n_images = 0
+    for name in names.values():
+        own, paths, labels = _listing(folder / name)
+        n_images += len(paths)
+        unknown = [c for c in own if c not in classes]
+        if unknown:
+            raise UserError(f"{folder / name / unknown[0]}: no such class in {folder / 'train'}.")
+        if name == names[split]:
+            number = {c: classes.index(c) for c in own}
+            found = paths, [number[own[label]] for label in labels]
+    files = ImageFiles(*found, classes, size, settings.n_channels, settings.skip_unreadable)
+    n_bytes = n_images * files.n_bytes / len(files)
+    if n_bytes > MEMORY_SHARE * memory() / processes_here(settings):
+        return files
+    if len(files) > 5000:
+        say(f"Reading {len(files)} images of {folder / names[split]}")
+    return files.in_memory(settings.num_workers)
+
+
+def pages_of_files(settings, rows=8):
+    """The images of --images, a file or a folder, a few at a time.
+
+    Yields:
+        (images, names): (B, n_channels, image_size, image_size) uint8, and names of the files.
+
+    Raises:
+        UserError: there are none, or none that can be read, or one that cannot and skip_unreadable
+            is not set.
+    """
+    s, path = settings, Path(settings.images)
+    if not path.exists():
+        raise UserError(f"--images={path}: there is no such file or folder.")
+    paths, others = ([str(path)], Counter()) if path.is_file() else _images_below(path)
+    if not paths:
+        raise UserError(f"--images={path}: there is no image in it{_no_images(others)}.")
+    if others:
+        say(f"--images={path}: left out{_no_images(others)}.")
+    numbers = list(range(len(paths)))
+    files = ImageFiles(paths, numbers, paths, s.image_size, s.n_channels, s.skip_unreadable)
+    none_read = True
+    for start in numbers[::rows]:
+        images, read = files[numbers[start : start + rows]]
+        if len(images):
+            none_read = False
+            yield images, [Path(paths[i]).name for i in read]
+    if none_read:
+        raise UserError(f"--images={path}: none of {len(paths)} files can be read as an image.")
+
+
+@lru_cache
+def _listing(folder):
+    """Classes (sorted), paths (sorted by class and name) and labels of the images in a folder."""
+    classes, paths, labels, others = [], [], [], Counter()
+    top, known = os.path.realpath(folder), _endings()
+    entries = sorted(_entries(folder))
+    for path in entries:
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path}: a link that leads nowhere; mend or remove it.")
+        if not path.is_dir() or not _is_to_read(str(path), top, set()):
+            continue
+        found, no_images = _images_below(path, top)
+        if not found:
+            raise UserError(
+                f"{path}: an empty class: no image in it{_no_images(no_images)}; add some or "
+                "remove it."
+            )
+        labels += [len(classes)] * len(found)
+        paths += found
+        others += no_images
+        classes.append(path.name)
+    if folder.name == "train" and len(classes) < 2:
+        found = f"one class only, {classes[0]}" if classes else "no folders of classes"
+        raise UserError(f"{folder}: holds {found}; put at least two there, as {LAYOUT}.")
+    if others:
+        say(f"{folder}: left out{_no_images(others)}.")
+    loose = sum(path.suffix.lower() in known for path in entries if not path.is_dir())
+    if loose:
+        say(f"{folder}: left out images that lie in no folder of a class: {loose}.")
+    return classes, paths, labels
+
+
+def _entries(folder):
+    try:
+        return [path for path in folder.iterdir() if not _is_hidden(path.name)]
+    except OSError as error:
+        _refuse(error)
+
+
+def _images_below(folder, top=None):
+    """The images in a folder and its folders, each of which is read once.
+
+    Args:
+        folder: that is read; links to folders are followed.
+        top: real path of a folder that is read as a whole, of which this one is a part, or None.
+
+    Returns:
+        (paths, others): sorted paths, and how many other files there are of which ending.
+
+    Raises:
+        UserError: one of the folders cannot be read.
+    """
+    seen, top = {os.path.realpath(folder)}, top or os.path.realpath(folder)
+    paths, others, known = [], Counter(), _endings()
+    for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        folders[:] = [
+            name for name in sorted(folders) if _is_to_read(os.path.join(place, name), top, seen)
+        ]
+        for name in names:
+            ending = os.path.splitext(name)[1].lower()
+            if ending in known and not _is_hidden(name):
+                paths.append(os.path.join(place, name))
+            elif not _is_hidden(name):
+                others[ending or "without an ending"] += 1
+    return sorted(paths), others
+
+
+def _endings():
+    """Endings of the names of files that can be read."""
+    readable = formats()
+    return {end for end, kind in Image.registered_extensions().items() if kind in readable}
+
+
+def _is_hidden(name):
+    return name.startswith(".") or name in OF_SYSTEMS
+
+
+def _is_to_read(path, top, seen):
+    """Whether a folder is neither hidden nor read already, as one of `seen`, which it becomes one
+    of. A link is not read if it leads up, or into what lies below the top and is read itself."""
+    real = os.path.realpath(path)
+    leads_back = os.path.islink(path) and (
+        _is_within(real, top)
+        or _is_within(top, real)
+        or _is_within(os.path.realpath(os.path.dirname(path)), real)
+    )
+    if _is_hidden(os.path.basename(path)) or leads_back or real in seen:
+        return False
+    seen.add(real)
+    return True
+
+
+def _is_within(path, folder):
+    return Path(path).is_relative_to(folder)
+
+
+def _refuse(error):
+    raise UserError(
+        f"{error.filename}: cannot be read ({error.strerror}); give access to it, or remove it."
+    ) from None
+
+
+def _no_images(others):
+    """The end of a sentence about files that are left out: how many, and the way out."""
+    if not others:
+        return ""
+    most_first = sorted(others.items(), key=lambda of: (-of[1], of[0]))
+    counts = ", ".join(f"{n} {ending}" for ending, n in most_first)
+    return (
+        f", since files of these endings are not read here: {counts}; convert those that are "
+        "images, as to PNG (ImageMagick: magick mogrify -format png FILES)"
+    )

@@ -1,0 +1,304 @@
+"""Pictures of the space of meanings: the embedding in two dimensions, the tree of the classes."""
+
+import io
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import to_rgba_array
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from PIL import Image
+from torchvision.transforms.v2.functional import resize
+
+from agglomerator.hierarchy.scores import ClassTree, Points
+from agglomerator.util.files import write_json, written_whole
+from agglomerator.util.lettering import Figure
+from agglomerator.util.terminal import escaped
+
+THUMBNAIL = 64  # pixels
+WIDTH = 8.3  # inches, at 100 pixels to the inch the width of a README
+SHAPES = "o^sDvPX<>*"
+GRAY = "0.55"
+
+
+@dataclass
+class Marks:
+    """What stands for the classes in pictures.
+
+    Attributes:
+        colours, shapes: of each class.
+        legend: (text, colour, shape) in the order to read; without a colour where a super-class
+            stands above its classes.
+        super_legend: of the super-classes alone.
+        branches: colours of the super-classes, None where colours are of the classes.
+        note: what colours mean where there is no legend.
+    """
+
+    colours: list
+    shapes: list
+    legend: list
+    super_legend: list = ()
+    branches: list | None = None
+    note: str = ""
+
+    @classmethod
+    def of(cls, classes, hierarchy, order):
+        """Colours that colour-blind people tell apart too (Petroff 2021, arXiv 2107.02270).
+
+        Up to ten classes have a colour each, and the shape of their super-class. More have colour
+        and shape of their super-class; without one, or with more than thirty of them, their own, or
+        beyond thirty classes a colour by their place in the class tree, so that near ones look
+        alike.
+
+        Args:
+            classes: names.
+            hierarchy: or None.
+            order: labels in the order of the leaves of the class tree.
+        """
+        ten = matplotlib.color_sequences["petroff10"]
+        n = len(classes)
+
+        def pair(i):
+            darker = 0.6 ** (i // 10)
+            return tuple(darker * part for part in ten[i % 10]), SHAPES[i // 10]
+
+        tops = [] if hierarchy is None else hierarchy.super_classes
+        if n <= 10 and hierarchy is not None:
+            of_class = hierarchy.super_labels
+            in_order = np.argsort(of_class, kind="stable")
+            colours, shapes = [None] * n, [SHAPES[top] for top in of_class]
+            legend = []
+            for i, label in enumerate(in_order):
+                top = of_class[label]
+                if i == 0 or of_class[in_order[i - 1]] != top:
+                    legend.append((tops[top], None, SHAPES[top]))
+                colours[label] = ten[i]
+                legend.append((classes[label], ten[i], SHAPES[top]))
+            return cls(colours, shapes, legend, [row for row in legend if row[1] is None])
+        if hierarchy is not None and len(tops) <= 30:
+            pairs = [pair(i) for i in range(len(tops))]
+            of_class = [pairs[top] for top in hierarchy.super_labels]
+            legend = [(top, *pairs[i]) for i, top in enumerate(tops)]
+            branches = [colour for colour, _ in pairs]
+            return cls(*map(list, zip(*of_class, strict=True)), legend, legend, branches)
+        if n <= 30:
+            pairs = [pair(i) for i in range(n)]
+            legend = [(name, *pairs[i]) for i, name in enumerate(classes)]
+            return cls(*map(list, zip(*pairs, strict=True)), legend)
+        colours = [GRAY] * n
+        for place, label in enumerate(order):
+            colours[label] = matplotlib.colormaps["viridis"](place / max(len(order) - 1, 1))
+        return cls(colours, ["o"] * n, [], note="; colours in the order of the class tree")
+
+
+def draw_embedding(points, marks, classes, title):
+    """Points in two dimensions as a figure: on the main axes, and by t-SNE."""
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    panels = [("PCA", points.pca)] + [("t-SNE", points.tsne)] * (points.tsne is not None)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    colours = to_rgba_array(marks.colours)[points.labels]
+    shapes = np.array(marks.shapes)[points.labels]
+    order = np.random.default_rng(0).permutation(len(points.labels))
+    for ax, (name, xy) in zip(axes, panels, strict=True):
+        for some in np.array_split(order, 10):  # or the last shape would lie over all others
+            for shape in np.unique(shapes):
+                rows = some[shapes[some] == shape]
+                ax.scatter(*xy[rows].T, s=9, c=colours[rows], marker=shape, linewidths=0, alpha=0.8)
+        ax.set_title(name, fontsize=10)
+        ax.set(xticks=[], yticks=[])
+        ax.margins(0.03)
+        if len(classes) <= 10:
+            _name_classes(ax, xy, points.labels, classes)
+    for i, axis in enumerate((axes[0].xaxis, axes[0].yaxis)):
+        axis.set_label_text(f"axis {i + 1} ({points.shares[i]:.0%} of the variance)", fontsize=9)
+    _add_legend(figure, marks.legend, "outside right center")
+    return figure
+
+
+def _name_classes(ax, xy, labels, classes):
+    """Write the names of the classes where they are, but none over another: the legend has all."""
+    size = np.maximum(np.ptp(xy, axis=0), 1e-12)
+    taken = []
+    for label in np.unique(labels):
+        middle = np.median(xy[labels == label], axis=0)
+        if all((abs(middle - other) / size > (0.22, 0.045)).any() for other in taken):
+            outline = [withStroke(linewidth=2.5, foreground="white")]
+            options = {"ha": "center", "va": "center", "fontsize": 8, "path_effects": outline}
+            ax.text(*middle, classes[label], **options)
+            taken.append(middle)
+
+
+def _add_legend(figure, rows, loc, **options):
+    if not rows:
+        return
+    handles = [
+        Line2D(
+            [], [], linestyle="", marker=shape, markersize=6, label=text,
+            color=colour or "black", markerfacecolor=colour or "none",
+        )
+        for text, colour, shape in rows
+    ]  # fmt: skip
+    options |= {"fontsize": 8, "frameon": False, "handletextpad": 0.2}
+    legend = figure.legend(handles=handles, loc=loc, **options)
+    for text, (_, colour, _) in zip(legend.get_texts(), rows, strict=True):
+        if colour is None:
+            text.set_fontweight("bold")
+
+
+def draw_tree(tree, marks, classes, hierarchy, title):
+    """The class tree as a figure. What joins classes of one super-class alone is drawn thick."""
+    m = len(tree.present)
+    small = m > 30
+    figure = Figure(figsize=(WIDTH, min(1.2 + (0.13 if small else 0.25) * m, 80)))
+    figure.set_layout_engine("constrained")
+    ax = figure.subplots()
+    places, heights = np.zeros(2 * m - 1), np.zeros(2 * m - 1)
+    places[tree.order] = np.arange(m)
+    tops = np.arange(len(classes)) if hierarchy is None else hierarchy.super_labels
+    under = [{tops[label]} for label in tree.present]  # super-classes under each node
+    for i, (left, right, height, _) in enumerate(tree.linkage):
+        pair = [int(left), int(right)]
+        heights[m + i], places[m + i] = height, places[pair].mean()
+        under.append(under[pair[0]] | under[pair[1]])
+        pure = len(under[-1]) == 1
+        colour = marks.branches[min(under[-1])] if pure and marks.branches else "black"
+        ax.plot(
+            heights[[pair[0], m + i, m + i, pair[1]]],
+            places[[pair[0], pair[0], pair[1], pair[1]]],
+            color=colour if pure else GRAY,
+            linewidth=2.2 if pure else 1.2,
+            solid_capstyle="round",
+        )
+    for place, leaf in enumerate(tree.order):
+        label = tree.present[leaf]
+        ax.plot(
+            0, place, color=marks.colours[label], marker=marks.shapes[label],
+            markersize=4.5 if small else 8, clip_on=False, zorder=3,
+        )  # fmt: skip
+    names = [classes[tree.present[leaf]] for leaf in tree.order]
+    ax.set_yticks(range(m), names, fontsize=7 if small else 9)
+    ax.tick_params("y", length=0, pad=8)
+    ax.yaxis.tick_right()
+    ax.set_xlim(heights.max() * 1.02 or 1, 0)
+    ax.set_ylim(m - 0.4, -0.6)
+    ax.spines[["top", "left", "right"]].set_visible(False)
+    note = "" if hierarchy is None else "; thick: within one super-class"
+    ax.set_xlabel(f"cosine distance of class means (average linkage){note}", fontsize=9)
+    ax.tick_params("x", labelsize=8)
+    figure.suptitle(title, fontsize=11)
+    columns = min(len(marks.super_legend), 3 if small else 6) or 1
+    _add_legend(figure, marks.super_legend, "outside lower center", ncols=columns)
+    return figure
+
+
+def draw(embedding, labels, scored, settings, data):
+    """The pictures of test embeddings (N, contr_dim) with labels (N,).
+
+    Args:
+        scored: from `scores`.
+        settings, data: of the run.
+
+    Returns:
+        (points, figures): the `Points` drawn, and figures by name: `embedding` and, where at least
+        two classes have images, `dendrogram`.
+    """
+    name, classes, hierarchy = settings.exp_name, data.classes, data.hierarchy
+    points = Points.of(embedding, labels, settings.seed)
+    tree = ClassTree.of(embedding, labels) if len(np.unique(labels)) > 1 else None
+    order = [] if tree is None else tree.present[tree.order]
+    marks = Marks.of(classes, hierarchy, order)
+    n_images = f"{len(points.rows)} of {len(labels)}" if len(points.rows) < len(labels) else "the"
+    title = f"{name}: embedding of {n_images} test images{marks.note}"
+    figures = {"embedding": draw_embedding(points, marks, classes, title)}
+    if tree is not None:
+        title = f"{name}: tree of the class means"
+        found = scored.get("cophenetic_correlation")
+        if found:
+            title += f", cophenetic correlation {found['value']:.2f} (p = {found['p']:.3f})"
+        figures["dendrogram"] = draw_tree(tree, marks, classes, hierarchy, title)
+    return points, figures
+
+
+def write(folder, record, figures):
+    """Write meaning.json, and each figure as .png and .pdf; returns the paths."""
+    paths = [folder / "meaning.json"]
+    write_json(paths[0], record)
+    for name, figure in figures.items():
+        for kind in ("png", "pdf"):
+            paths.append(folder / f"{name}.{kind}")
+            with written_whole(paths[-1], "wb") as file:
+                figure.savefig(file, format=kind, dpi=150)
+    return paths
+
+
+def log(loggers, points, figures, embedding, predicted, data):
+    """Show the points where a logger lets people turn them: TensorBoard's projector, or a table of
+    Weights & Biases, with each image beside its place, class and prediction.
+
+    Args:
+        points, figures: from `draw`.
+        embedding, predicted: of all test images, (N, contr_dim) and (N,).
+        data: of the run.
+    """
+    if not loggers:
+        return
+    thumbnails = _thumbnails(data, points.rows, len(embedding))
+    classes, hierarchy = data.classes, data.hierarchy
+    names = {"class": [classes[label] for label in points.labels]}
+    if hierarchy is not None:
+        tops = hierarchy.super_labels[points.labels]
+        names["super-class"] = [hierarchy.super_classes[top] for top in tops]
+    names["predicted"] = [classes[label] for label in predicted[points.rows]]
+    names = {column: list(map(escaped, of)) for column, of in names.items()}
+    for logger in loggers:
+        kind = type(logger).__name__
+        if kind == "TensorBoardLogger":
+            for name, figure in figures.items():
+                logger.experiment.add_figure(name, figure, close=False)
+            logger.experiment.add_embedding(
+                embedding[points.rows],
+                metadata=list(zip(*names.values(), strict=True)),
+                metadata_header=list(names),
+                label_img=None if thumbnails is None else thumbnails / 255,
+                tag="embedding",
+            )
+            logger.experiment.flush()
+        elif kind == "WandbLogger":
+            _log_to_wandb(logger.experiment, points, figures, names, thumbnails)
+
+
+def _thumbnails(data, rows, n_images):
+    """Images of the test set as people should see them, (P, C, S, S) uint8, at most 64 pixels a
+    side: TensorBoard puts all of them into one image that must not grow too large. None if some of
+    the test set could not be read: it is not known then which row is of which image."""
+    if n_images < len(data.test):
+        return None
+    images, _ = data.test.dataset[np.asarray(data.test.indices)[rows].tolist()]
+    images = data.crop(images)
+    side = images.shape[-1]
+    return images if side <= THUMBNAIL else resize(images, [THUMBNAIL, THUMBNAIL])
+
+
+def _log_to_wandb(run, points, figures, names, thumbnails):
+    import wandb
+
+    columns = dict(names)
+    if thumbnails is not None:
+        pixels = thumbnails.permute(0, 2, 3, 1).squeeze(-1).numpy()
+        columns = {"image": [wandb.Image(image) for image in pixels]} | columns
+    for name, xy in (("PCA", points.pca), ("t-SNE", points.tsne)):
+        if xy is not None:
+            columns |= {f"{name} {i + 1}": xy[:, i].tolist() for i in range(2)}
+    rows = list(zip(*columns.values(), strict=True))
+    table = wandb.Table(columns=list(columns), data=rows)
+    pictures = {name: wandb.Image(_rendered(figure)) for name, figure in figures.items()}
+    run.log({"points": table} | pictures)
+
+
+def _rendered(figure):
+    """The figure as a PIL image: W&B takes no subclass of matplotlib's Figure."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=150)
+    return Image.open(file)

@@ -1,0 +1,270 @@
+"""A run's folder belongs to one run at a time, and records what ran in it."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+
+from pytorch_lightning.utilities import rank_zero_only
+
+from agglomerator.config import FIELDS, UserError
+from agglomerator.runs.checkpoints import fingerprint
+from agglomerator.runs.folder import FROZEN, STAGE_PREFIX, tested
+from agglomerator.runs.resume import Stopped
+from agglomerator.util.files import write_json, written_whole
+from agglomerator.util.terminal import say
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs of one name are not noticed there
+    fcntl = None
+
+
+# The settings that decide the figures of a test or of freeze.
+DECISIVE = {n for n, option in FIELDS.items() if option.metadata["group"] in ("data", "model")}
+DECISIVE |= {"seed", "precision", "island_threshold", "temperature", "agreement"}
+DECISIVE -= {"num_workers", "limit_val", "recompute"}
+
+_HELD = {}  # path of a lock -> its open file, for as long as this process lives
+
+
+def lock_run_folder(folder, what):
+    """Keep a run's folder for this process. The system lets it go when the process ends, however
+    it ends; processes that it starts do not hold it.
+
+    Args:
+        folder: of the run.
+        what: is done in it; different things may be done at once.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    path = Path(folder) / f".{what}.lock"
+    if fcntl is None or path in _HELD:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+b", buffering=0)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        holder = file.read().decode(errors="replace").strip() or "another process"
+        raise UserError(
+            f"--exp_name={Path(folder).name}: {holder} is at work in {folder}; wait for its end, "
+            "or take another name by --exp_name."
+        ) from None
+    except OSError:  # a file system without locks
+        return
+    _HELD[path] = file
+    with suppress(OSError):  # a full disk
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+
+
+@contextmanager
+def recorded(settings, path, goes_on=False):
+    """Record as JSON what runs, by what and where; at the end, when and how it ended. A part of a
+    run that was killed has neither.
+
+    Args:
+        settings: of the run.
+        path: of the file, a list of the parts of a run.
+        goes_on: the run is an earlier one's next part.
+    """
+    part = {
+        "command": shlex.join([sys.executable, *sys.argv]),
+        "started": now(),
+        "ended": None,
+        "outcome": None,
+        "seed": settings.seed,
+        "git": git_state(),
+        "machine": machine(),
+        "python": platform.python_version(),
+        "packages": packages(),
+        "flags": asdict(settings),
+    }
+    parts = [*(earlier_parts(path) if goes_on else []), part]
+    write(path, parts)
+    try:
+        yield
+    except BaseException as error:
+        part["outcome"] = f"stopped by {error.signal}" if isinstance(error, Stopped) else str(error)
+        raise
+    else:
+        part["outcome"] = "finished"
+    finally:
+        part["ended"] = now()
+        with suppress(OSError):  # what happened before is what counts
+            write(path, parts)
+
+
+@rank_zero_only
+def write(path, parts):
+    """Write the parts of a run as JSON, in the main process."""
+    write_json(path, parts, indent=1)
+
+
+def earlier_parts(path):
+    """The parts of a run that a file records; none if it cannot be read."""
+    found = _read(path)
+    return found if isinstance(found, list) else []
+
+
+def _read(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+@rank_zero_only
+def put_aside(folder, stage, start, move=True):
+    """Put what an earlier run of the same stage and name left aside, so that nothing is lost.
+
+    Args:
+        folder: of the run.
+        stage: name of the stage.
+        start: the checkpoint to start from, which stays where it is, too: other processes may be
+            about to read it.
+        move: False to leave everything where it is, too: the run goes on, from before its end.
+    """
+    prefix = STAGE_PREFIX[stage]
+    last = f"checkpoints/{prefix}last.ckpt"
+    names = [f"checkpoints/{prefix}best.ckpt", last, f"logs/{stage}"]
+    names += [f"{prefix}flags.cfg", f"{prefix}run.json", *tested(stage)]
+    if stage == "contrastive":
+        names = [name for name in names if not name.startswith("islands/")] + ["islands"]
+    frozen = _read(folder / FROZEN[0])
+    if isinstance(frozen, dict) and frozen.get("stage") == stage:
+        names += FROZEN
+    aside = _keep(folder, names, stage, None if start is None else start.path, move)
+    if aside is None:
+        return
+    if not move:  # whoever asks for the last checkpoint is to find where the run has gone back to
+        with start.path.open("rb") as source, written_whole(folder / last, "wb") as target:
+            shutil.copyfileobj(source, target)
+    said = "An earlier run of this name was moved to" if move else "This run as it was is kept in"
+    say(f"{said} {aside}.")
+
+
+@rank_zero_only
+def make_room(folder, names, settings, start):
+    """Put the results of a test or of freeze aside if other weights or settings made them.
+
+    Args:
+        folder: of the run.
+        names: of the files, first the record.
+        settings: of the results to come.
+        start: their checkpoint.
+
+    Returns:
+        What the record of the results is to say of what made them.
+    """
+    made = {name: getattr(settings, name) for name in FIELDS if name in DECISIVE}
+    made["iters"] = settings.n_iters
+    made["normalization"] = settings.normalization or settings.dataset
+    weights, before = fingerprint(start.weights), _read(folder / names[0])
+    if not isinstance(before, dict) or not isinstance(before.get("settings"), dict):
+        before = {"settings": {}}
+    earlier = before["settings"]
+    differ = [  # as JSON has them: a number of batches, 1, is not a share, 1.0
+        name for name in made if json.dumps(earlier.get(name)) != json.dumps(made[name])
+    ]
+    if differ or before.get("weights") != weights:
+        aside = _keep(folder, names, Path(names[0]).stem)
+        of = [f"--{name}={earlier[name]}" for name in differ if name in earlier]
+        if before.get("weights") != weights:
+            of.insert(0, f"other weights, {before.get('checkpoint', 'not known which')}")
+        if aside is not None:
+            of = ", ".join(of) or "settings that they do not tell"
+            say(f"Earlier results (of {of}) were moved to {aside}.")
+    return {"weights": weights, "settings": made, "git": git_state()}
+
+
+def _keep(folder, names, kind, stays=None, move=True):
+    """Move files and folders of a run, or copy them, to a folder in earlier/.
+
+    Args:
+        names: in the folder; those that are not there, and folders without a file, do not count.
+        kind: ends the name of the new folder.
+        stays: path of a file that is copied in any case.
+
+    Returns:
+        The new folder, or None if there was nothing.
+    """
+    left = [name for name in names if _is_left(folder / name)]
+    if not left:
+        return None
+    moment = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    aside = folder / "earlier" / f"{moment}_{kind}"
+    while aside.exists():
+        aside = aside.with_name(f"{aside.name}_")
+    for name in left:
+        source, target = folder / name, aside / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        is_folder = source.is_dir()
+        if move and not (stays is not None and source.samefile(stays)):
+            shutil.move(source, target)
+            if is_folder:  # loggers have made sure that theirs is there
+                source.mkdir()
+        elif is_folder:
+            shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
+        else:
+            shutil.copy2(source, target)
+    return aside
+
+
+def _is_left(path):
+    return path.is_file() or any(each.is_file() for each in path.rglob("*"))
+
+
+def now():
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def git_state():
+    """Commit of the program and whether its files were changed since; None without git."""
+    here = Path(__file__).parent
+
+    def git(*words):
+        done = subprocess.run(
+            ["git", "-C", here, *words], capture_output=True, text=True, timeout=20, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def machine():
+    import torch
+
+    return {
+        "name": socket.gethostname(),
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def packages():
+    """Name -> version of every package that is installed."""
+    found = {
+        package.metadata["Name"]: package.version for package in importlib.metadata.distributions()
+    }
+    return dict(sorted(found.items(), key=lambda item: str(item[0]).lower()))

@@ -1,0 +1,239 @@
+"""What lets a run go on where it was stopped: signals, last.ckpt, metrics.csv.
+
+A killed run goes on from its last.ckpt as if nothing had happened. That holds because all random
+numbers follow from seed, epoch and batch, because the order of batches follows from the trainer's
+own progress (`data.module`), and because last.ckpt is put in place only after everything that
+precedes it is logged, so that rows of a later step are the only ones to drop.
+"""
+
+import csv
+import io
+import signal
+import time
+from pathlib import Path
+
+import torch
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.loggers.logger import rank_zero_experiment
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from agglomerator.util.distributed import greatest
+from agglomerator.util.files import partial, written_whole
+
+EVERY = 10  # steps between two moments at which several processes tell each other of signals
+
+# Ctrl-C, and how clusters announce the end. There is no SIGUSR1 on Windows.
+SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n)]
+
+
+class Stopped(SystemExit):
+    """A signal has ended the run. The exit status is 128 and the signal's number: 130 for SIGINT,
+    143 for SIGTERM. `go_on` is for who knows how it can be gone on with to say so."""
+
+    def __init__(self, signum):
+        super().__init__(128 + signum)
+        self.signal = signal.Signals(signum).name
+        self.go_on = ""
+
+
+class StopSignals:
+    """Takes the signals that end a run, while it is entered: at once at first, and after `wait`
+    is called by telling in `received`. A second Ctrl-C ends the run at once in any case."""
+
+    def __enter__(self):
+        self.received, self.at, self.waiting = 0, 0.0, False
+        self.before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+        self._listen()
+        return self
+
+    def __exit__(self, *exception):
+        for signum, handler in self.before.items():
+            signal.signal(signum, handler)
+
+    def wait(self):
+        """From now on someone looks at `received` now and then, and ends the run in good order."""
+        self.waiting = True
+        self._listen()  # Lightning has put handlers of its own in the place of these
+
+    def _listen(self):
+        for signum in SIGNALS:
+            signal.signal(signum, self._receive)
+
+    def _receive(self, signum, frame):
+        # Launchers pass a Ctrl-C on, which comes twice then, in the same moment.
+        again = signum == signal.SIGINT == self.received and time.monotonic() - self.at > 1
+        if again or not self.waiting:
+            raise Stopped(signum)
+        self.received = self.received or signum
+        self.at = time.monotonic()
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps last.ckpt, from which the run goes on: written after every epoch, within an epoch
+    every so many minutes, and when a signal ends the run.
+
+    It is written under another name, and renamed when all that belongs to its steps is logged.
+    Within an epoch it is written between two steps, never in the middle of accumulated gradients,
+    of several processes every tenth. A signal that comes during validation is answered after it.
+
+    Args:
+        path: of the checkpoint.
+        minutes: between two writes.
+        signals: the `StopSignals` to answer to, by `Stopped` when the checkpoint is written.
+    """
+
+    def __init__(self, path, minutes, signals):
+        self.path, self.next = Path(path), Path(f"{path}.next")
+        self.minutes, self.signals = minutes, signals
+        self.stop, self.written = 0, False
+
+    def on_train_start(self, trainer, module):
+        self.signals.wait()
+        self.began = time.monotonic()
+        if trainer.is_global_zero:
+            for left in self.next, partial(self.next), partial(self.path):
+                left.unlink(missing_ok=True)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        done = batch_idx + 1
+        between = trainer.accumulate_grad_batches * (EVERY if trainer.world_size > 1 else 1)
+        within = done % between == 0 and done < trainer.num_training_batches
+        if within and self._due(trainer):
+            self._write(trainer)
+
+    def on_train_epoch_end(self, trainer, module):
+        self._due(trainer)
+        self._write(trainer)
+
+    def on_train_batch_start(self, trainer, *unused):
+        self._put_in_place(trainer)
+        self._answer()
+
+    def on_train_epoch_start(self, trainer, module):
+        self._put_in_place(trainer)
+        self._answer()
+
+    def on_train_end(self, trainer, module):
+        self._put_in_place(trainer)
+        trainer.strategy.barrier()  # the next stage looks at the file in every process
+
+    def _due(self, trainer):
+        """Whether to write now: the same in all processes, whichever of them got a signal."""
+        due = time.monotonic() - self.began >= 60 * self.minutes
+        wish = greatest(2 * self.signals.received + due, trainer.strategy.root_device)
+        self.stop = wish // 2
+        return wish > 0
+
+    def _write(self, trainer):
+        trainer.save_checkpoint(self.next)
+        self.written = True
+        self.began = time.monotonic()
+
+    def _put_in_place(self, trainer):
+        if self.written and trainer.is_global_zero:
+            self.next.replace(self.path)
+        self.written = False
+
+    def _answer(self):
+        if self.stop:
+            raise Stopped(self.stop)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the checkpoint that validation finds best, of equals the latest, also when the run's
+    folder has moved between two parts of a run.
+
+    Args:
+        path: of the checkpoint.
+        monitor: "val_acc", the highest, or "val_loss", the lowest.
+        every: epochs between two validations.
+    """
+
+    def __init__(self, path, monitor, every):
+        super().__init__(
+            path.parent,
+            filename=path.stem,
+            monitor=monitor,
+            mode="max" if monitor == "val_acc" else "min",
+            every_n_epochs=every,
+            save_on_train_epoch_end=True,  # during validation the epoch is not complete
+            enable_version_counter=False,
+        )
+
+    def check_monitor_top_k(self, trainer, current=None):
+        better = super().check_monitor_top_k(trainer, current)
+        return better or (current is not None and bool(current == self.best_model_score))
+
+    def load_state_dict(self, state):
+        here = Path(self.dirpath) / f"{self.filename}{self.FILE_EXTENSION}"
+        if here.is_file() and state["best_model_path"]:
+            state = state | {"dirpath": self.dirpath, "best_model_path": str(here)}
+            state["best_k_models"] = {str(here): state["best_model_score"]}
+            state["kth_best_model_path"] = str(here)
+        super().load_state_dict(state)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints that are there whole or not at all."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        with written_whole(Path(path), "wb") as file:
+            torch.save(checkpoint, file)
+
+
+class MetricsWriter(ExperimentWriter):
+    """Writes metrics.csv. Rows that are there stay, at any moment."""
+
+    def __init__(self, log_dir):
+        super().__init__(log_dir)
+        self.path = Path(self.metrics_file_path)
+        if self.path.is_file():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                self.metrics_keys = next(csv.reader(file))
+
+    def _check_log_dir_exists(self):
+        """Lightning would remove what an interrupted run has left."""
+
+    def _rewrite_with_new_header(self, names):
+        with self.path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        write_rows(self.path, names, rows)
+
+    def save(self):
+        try:
+            super().save()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+
+
+class MetricsLogger(CSVLogger):
+    """Lightning's CSV logger with the writer above."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self):
+        if self._experiment is None:
+            self._experiment = MetricsWriter(self.log_dir)
+        return self._experiment
+
+
+def keep_metrics(path, step):
+    """Keep the rows before a step of a metrics.csv that an interrupted run has left."""
+    if not path.is_file():
+        return
+    text = path.read_text(encoding="utf-8", errors="replace")
+    table = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))  # the last line may be torn
+    rows = [row for row in table if row["step"].isdigit() and int(row["step"]) < step]
+    if table.fieldnames is None:
+        path.unlink()
+    else:
+        write_rows(path, table.fieldnames, rows)
+
+
+def write_rows(path, names, rows):
+    with written_whole(path) as file:
+        table = csv.DictWriter(file, names)
+        table.writeheader()
+        table.writerows(rows)

@@ -1,0 +1,81 @@
+"""What the weights of a network show of its settings."""
+
+import math
+import re
+
+import torch
+
+from agglomerator.config import UserError
+from agglomerator.model.attention import distances
+from agglomerator.runs.formats import MASK
+
+
+def shapes_show(weights):
+    """The settings that the shapes of a state dict show, and the radius, which its mask does.
+
+    Those that leave no trace (iters, denoise_iter, dropout, consensus_self; the radius, where the
+    mask is left out) are missing; image_size is taken for four times the grid, the published
+    tokenizer's stride.
+
+    Raises:
+        UserError: the mask is that of no radius.
+        KeyError, ValueError, ...: the network is another one.
+    """
+    names = [name for name in weights if name.startswith("image_to_tokens.0.block.")]
+    names.sort(key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+    convs = [weights[name].shape for name in names if weights[name].dim() == 4]
+    levels, patch_dim = weights["init_levels"].shape
+    patch_size = round((patch_dim / convs[-1][0]) ** 0.5)
+    n_columns = weights["bottom_up.net.1.weight"].shape[0]
+    grid = round(n_columns**0.5) * patch_size
+    hidden, width = weights["contrastive_head.5.weight"].shape
+    flat = hidden == width == n_columns * patch_dim
+    channels = convs[0][0]
+    if any(re.match(r"image_to_tokens\.0\.block\.\d+\.block\.", name) for name in weights):
+        tokenizer, depth = "residual", (len(convs) - 3) // 2
+    elif len(convs) > 2 and convs[1][0] != channels:
+        tokenizer, depth = "vgg", len(convs) - 4
+    else:
+        tokenizer, depth = "convmlp", len(convs)
+    settings = {
+        "patch_size": patch_size,
+        "patch_dim": patch_dim,
+        "levels": levels,
+        "n_channels": convs[0][1],
+        "tokenizer_width": None if channels == convs[-1][0] // 2 else channels,
+        "tokenizer": tokenizer,
+        "tokenizer_depth": depth,
+        "head": "flatten" if flat else "grid",
+        "conv_image_size": grid,
+        "image_size": 4 * grid,
+        "contr_dim": weights["contrastive_head.10.weight"].shape[0],
+        "n_classes": weights["classification_head_from_contr.2.weight"].shape[0],
+    }
+    if MASK in weights:
+        settings["local_consensus_radius"] = _radius(weights[MASK], round(n_columns**0.5))
+    if not flat:
+        settings["head_side"] = math.isqrt(width // patch_dim)
+    return settings
+
+
+def _radius(mask, grid_size):
+    """The roundest of the radii that give a mask, (1, n, n)."""
+    if mask.shape == (1, grid_size**2, grid_size**2) and not mask.all():
+        near, apart = ~mask[0].bool(), distances(grid_size)
+        reach = apart[near].max()
+        if torch.equal(near, apart <= reach):
+            beyond = apart[~near].min().item() if mask.any() else math.inf
+            reach = max(reach.item(), 0.1)  # 0 stands for no limit
+            rounded = (math.ceil(reach * 10**digits) / 10**digits for digits in range(10))
+            radius = next(radius for radius in rounded if radius < beyond)
+            return int(radius) if radius.is_integer() else radius
+    raise UserError(f"{MASK} is the mask of no radius; write the checkpoint anew.")
+
+
+def same_mask(one, other, grid_size):
+    """Whether two radii let the same columns attend to each other."""
+    if one == other or not all(isinstance(radius, int | float) for radius in (one, other)):
+        return one == other
+    near = distances(grid_size)[0]
+    masks = [near > (radius if 0 < radius < 2 * grid_size else math.inf) for radius in (one, other)]
+    return torch.equal(*masks)

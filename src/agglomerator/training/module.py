@@ -1,0 +1,237 @@
+"""The two stages of training: contrastive pre-training, then a classifier on the embedding."""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningModule
+from torch.optim.lr_scheduler import OneCycleLR
+
+from agglomerator.training.agreement import agreement_loss
+from agglomerator.training.losses import supervised_contrastive_loss
+from agglomerator.training.metrics import RunMetrics
+from agglomerator.training.optim import Muon
+from agglomerator.util.distributed import gather
+from agglomerator.util.precision import upcast, without_autocast
+from agglomerator.util.random import seeded_generator
+
+
+class OneCycle(OneCycleLR):
+    """The one-cycle schedule, which holds its last value after its end."""
+
+    def step(self, epoch=None):
+        if self.last_epoch + 1 < self.total_steps:
+            super().step(epoch)
+
+
+class LitAgglomerator(LightningModule):
+    """One stage of training, validation and test of a network.
+
+    Contrastive: the supervised contrastive loss of two augmented views of every image, and with
+    the setting `agreement` the loss that asks their columns for islands; the
+    accuracy is that of the nearest class mean in the embedding. Supervised: cross-entropy of the
+    classifier, all else frozen and as in evaluation. Finetuned: cross-entropy, all learns.
+
+    Args:
+        model: the `Agglomerator`.
+        settings: of the run.
+        data: the `ImageDataModule` that makes views of the batches.
+        own_classifier: the network's classifier knows the classes of the data.
+    """
+
+    def __init__(self, model, settings, data, own_classifier=True):
+        super().__init__()
+        self.stage = settings.stage
+        self.by_class_means = self.stage == "contrastive" or not own_classifier
+        self.save_hyperparameters(dataclasses.asdict(settings) | {"stage": self.stage})
+        self.model = model
+        self.settings = settings
+        self.data = data
+        self.metrics = RunMetrics(len(data.classes), settings.contr_dim, settings.levels)
+        for name, parameter in model.named_parameters():
+            in_classifier = name.startswith("classification_head")
+            if self.stage == "finetuned":
+                parameter.requires_grad = True
+            else:
+                parameter.requires_grad = in_classifier == (self.stage == "supervised")
+        self.first_step = None
+        self.began_from = None  # fingerprint of the weights
+        self.train()  # a network from a checkpoint comes in evaluation mode
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.stage == "supervised":
+            self.model.eval()
+        return self
+
+    def training_step(self, batch, batch_idx):
+        images, labels = batch
+        draw = self._chance(batch_idx)
+        torch.manual_seed(draw.initial_seed())  # for dropout
+        if self.stage == "contrastive":
+            loss, embedding = self._contrast(images, labels, draw)
+            self.metrics.class_means.update(embedding, labels.repeat(2))
+        else:
+            logits = self.logits(self._embed(self.data.augmented_view(images, draw)))
+            loss = F.cross_entropy(upcast(logits), labels)
+            accuracy = self.metrics.train_accuracy
+            accuracy(logits, labels)
+            self.log("train_acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        self._log_step("train_loss", loss, prog_bar=True)
+        return loss
+
+    def _log_step(self, name, value, **options):
+        """Log the mean over processes of a scalar, for this step and over the epoch."""
+        metric = getattr(self.metrics, name)
+        metric(gather(value.detach()[None]).mean())
+        self.log(name, metric, on_step=True, on_epoch=True, **options)
+
+    def _chance(self, batch_idx):
+        """Random numbers that depend on seed, epoch, batch and process, and on nothing else; in
+        evaluation not on the epoch: figures of epochs are compared."""
+        epoch, evaluates = (self.current_epoch, 0) if self.training else (0, 1)
+        return seeded_generator(self.settings.seed, epoch, batch_idx, self.global_rank, evaluates)
+
+    def _contrast(self, images, labels, draw):
+        """Loss of two augmented views of each image, and their embeddings (2B, ...)."""
+        s = self.settings
+        views = self.data.augmented_view(images.repeat(2, 1, 1, 1), draw)
+        embedding, levels = self.model.with_levels(views) if s.agreement else (self.model(views), 0)
+        loss = supervised_contrastive_loss(
+            embedding, labels.repeat(2), s.temperature, across_processes=self.training
+        )
+        if s.agreement:
+            apart = agreement_loss(levels, self.data.colours(views), draw)
+            loss = loss + s.agreement * apart
+            if self.training:
+                self._log_step("train_agreement", apart)
+        return loss, embedding
+
+    @property
+    def classified_by(self):
+        """What names the class of an image."""
+        return "nearest class mean" if self.by_class_means else "classifier"
+
+    def _embed(self, views):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage != "supervised"):
+            return self.model(views)
+
+    def logits(self, embedding):
+        """embedding (B, contr_dim) -> (B, n_classes): logits of the classifier; in stage one, and
+        where it knows other classes, the cosines to the class means."""
+        if self.by_class_means:
+            means = self.metrics.class_means.compute()
+            with without_autocast(embedding.device):
+                cosines = embedding.float() @ means.mT
+            return cosines.masked_fill(~means.any(1), -torch.inf)  # a class without images
+        return self.model.classification_head_from_contr(embedding)
+
+    def on_train_start(self):
+        """Check what was resumed: the optimizer would read and write beyond tensors too small."""
+        self.first_step = self.global_step
+        (optimizer,) = self.trainer.optimizers
+        if self.trainer.ckpt_path and self.global_step and not optimizer.state:
+            raise ValueError("the state of the optimizer is missing")
+        for parameter, state in optimizer.state.items():
+            for name, value in state.items():
+                fits = value.layout == parameter.layout and value.shape == parameter.shape
+                if name != "step" and not fits:
+                    raise ValueError(f"the optimizer's {name} does not fit the network")
+
+    @property
+    def steps_made(self):
+        """Optimizer steps since this process began to train."""
+        return 0 if self.first_step is None else self.global_step - self.first_step
+
+    def on_train_epoch_start(self):
+        for metric in self.metrics.of_epoch():
+            metric.reset()
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["hyper_parameters"] |= self.data.origin()
+        checkpoint["epochs_done"] = self.trainer.fit_loop.epoch_progress.current.processed
+        checkpoint["began_from"] = self.began_from
+        sums = self.metrics.sums_of_epoch()
+        checkpoint["epoch_so_far"] = [gather(getattr(*sum)[None]).cpu() for sum in sums]
+
+    def on_load_checkpoint(self, checkpoint):
+        """Takes the sums of the epoch in which the run was stopped; a new epoch sets them to 0."""
+        self.began_from = checkpoint.get("began_from")
+        for (holder, name), of_processes in zip(
+            self.metrics.sums_of_epoch(), checkpoint.get("epoch_so_far", ()), strict=False
+        ):
+            own = getattr(holder, name)
+            if of_processes.shape[1:] != own.shape or not of_processes.is_contiguous():
+                raise ValueError(f"epoch_so_far: no {tuple(own.shape)} a process for {name}")
+            if len(of_processes) == self.trainer.world_size:
+                mine = of_processes[self.global_rank]
+            else:
+                mine = of_processes.sum(0) * (self.global_rank == 0)
+            setattr(holder, name, mine.to(own))
+
+    def on_train_epoch_end(self):
+        mixing = {name: getattr(self.model, name) for name in ("wl", "wBU", "wTD", "wA")}
+        self.log_dict(mixing)
+
+    def on_validation_epoch_start(self):
+        self.metrics.islands.reset()
+
+    def validation_step(self, batch, batch_idx):
+        loss, logits, levels = self._evaluate(batch, batch_idx)
+        metrics = self.metrics
+        metrics.islands.update_states(levels, self.settings.island_threshold)
+        metrics.val_accuracy(logits, batch[1])
+        metrics.val_loss(loss.expand(len(batch[1])))
+        self.log("val_loss", metrics.val_loss, prog_bar=True)
+        self.log("val_acc", metrics.val_accuracy, prog_bar=True)
+
+    def on_validation_epoch_end(self):
+        for level, scores in enumerate(self.metrics.islands.compute()):
+            named = {f"val_islands_{name}_{level}": score for name, score in scores.items()}
+            self.log_dict(named)
+
+    def test_step(self, batch, batch_idx):
+        loss, logits, levels = self._evaluate(batch, batch_idx, self.settings.test_time_flip)
+        metrics = self.metrics
+        metrics.islands.update_states(levels, self.settings.island_threshold)
+        metrics.confusion(logits, batch[1])
+        metrics.top5(logits, batch[1])
+        metrics.test_loss(loss.expand(len(batch[1])))
+        self.log("test_loss", metrics.test_loss)
+
+    def _evaluate(self, batch, batch_idx, flip=False):
+        """Loss, logits, and all levels of the last state, (B, n, K, d).
+
+        With `flip` logits are the mean of those of an image and its mirror image.
+        """
+        images, labels = batch
+        views = self.data.view(images)
+        embedding, levels = self.model.with_levels(views)
+        logits = self.logits(embedding)
+        if flip:
+            logits = (logits + self.logits(self.model(views.flip(-1)))) / 2
+        if self.stage == "contrastive":
+            loss, _ = self._contrast(images, labels, self._chance(batch_idx))
+        else:
+            loss = F.cross_entropy(upcast(logits), labels)
+        return loss, logits, levels
+
+    def predict_step(self, batch, batch_idx):
+        images, labels = batch
+        return self.model(self.data.view(images)).float().cpu(), labels.cpu()
+
+    def configure_optimizers(self):
+        s = self.settings
+        rate, length = s.learning_rate, s.lr_speed
+        options = {"lr": rate, "weight_decay": s.weight_decay, "fused": self.device.type != "mps"}
+        if s.optimizer == "muon":
+            optimizer = Muon(self.model, **options)
+        else:
+            learning = [p for p in self.model.parameters() if p.requires_grad]
+            optimizer = torch.optim.AdamW(learning, **options)
+        steps = self.trainer.estimated_stepping_batches // self.trainer.max_epochs
+        schedule = OneCycle(optimizer, max_lr=rate, total_steps=max(length * steps, 2))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }

@@ -1,0 +1,199 @@
+"""The one place that builds the Trainer, with its loggers and what it shows on the way."""
+
+import logging
+import netrc
+import os
+import sys
+import time
+import warnings
+from datetime import timedelta
+from urllib.parse import urlsplit
+
+import pytorch_lightning as pl
+from lightning_fabric.plugins.environments import LightningEnvironment
+from lightning_fabric.strategies.launchers import subprocess_script
+from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from agglomerator.config import UserError
+from agglomerator.islands.live_view import IslandsView
+from agglomerator.runs.folder import run_folder
+from agglomerator.runs.resume import AtomicCheckpointIO, MetricsLogger
+from agglomerator.training.finite import StopUnlessFinite
+from agglomerator.util.machine import devices_of
+from agglomerator.util.terminal import say
+
+TIMEOUT = timedelta(minutes=10)  # a process that does not answer for so long counts as lost
+
+
+def build_trainer(settings, stage, callbacks=(), logs=True):
+    """The Trainer of a run.
+
+    Raises:
+        UserError: Lightning refuses the flags of the machine.
+    """
+    s = settings
+    callbacks = list(callbacks)
+    training = bool(callbacks)
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    callbacks.append(Progress() if terminal else EpochLines())
+    if training:
+        callbacks[:0] = Pace(s.batch_size), StopUnlessFinite()
+    folder, version = run_folder(s), stage if training else f"{stage}_test"
+    if s.plot_islands and s.mode != "freeze":
+        callbacks.append(IslandsView(folder / "islands", stage, s.island_threshold))
+    devices, num_nodes = devices_of(s)
+    prepare_strategies(s.blind)
+    if training and s.precision == "16-true":
+        raise UserError(
+            "--precision=16-true: gradients and their squares vanish in 16-bit floats of so small "
+            "a range, and nothing learns; use 16-mixed, bf16-mixed or bf16-true."
+        )
+    try:
+        trainer = pl.Trainer(
+            accelerator=s.accelerator,
+            # Every test image counts once and features keep their order on one device.
+            devices=devices if training else 1,
+            num_nodes=num_nodes if training else 1,
+            strategy=s.strategy if training else "auto",
+            precision=s.precision,
+            max_epochs=s.max_epochs,
+            accumulate_grad_batches=s.accumulate,
+            check_val_every_n_epoch=s.validate_every,
+            limit_train_batches=s.limit_train,
+            limit_val_batches=s.limit_val,
+            num_sanity_val_steps=0,
+            log_every_n_steps=10,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+            logger=build_loggers(s, folder / "logs", version, training) if logs else False,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()] + ([] if training else [LightningEnvironment()]),
+            enable_checkpointing=training,
+            enable_progress_bar=terminal,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError, TypeError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"--accelerator={s.accelerator} --precision={s.precision} --strategy={s.strategy} "
+            f"--devices={s.devices}: {reason}"
+        ) from None
+    if not trainer.precision.startswith(s.precision):
+        say(f"--precision={s.precision}: this device computes in {trainer.precision}.")
+    return trainer
+
+
+def prepare_strategies(blind):
+    """Set what this project needs of Lightning's strategies of several processes, however named.
+
+    Args:
+        blind: parameters are left without a gradient, for which DDP then has to look.
+    """
+    for entry in StrategyRegistry.values():
+        options = entry["init_params"]
+        if entry["strategy"] is DDPStrategy:
+            options["timeout"] = TIMEOUT
+            # Batch norm is the same in all processes; the sums of classes are of each its own.
+            options["broadcast_buffers"] = False
+            if "find_unused_parameters" not in entry["strategy_name"]:
+                options["find_unused_parameters"] = blind
+
+
+def build_loggers(settings, folder, version, training=False):
+    """The CSV logger of a training, and the one that --logger names, with a folder `version`."""
+    loggers = []
+    if training:
+        loggers.append(MetricsLogger(folder, name="", version=version, flush_logs_every_n_steps=10))
+    if settings.logger == "tensorboard":
+        loggers.append(TensorBoardLogger(folder, name="", version=version, default_hp_metric=False))
+    if settings.logger == "wandb":
+        os.environ.setdefault("WANDB_SILENT", "true")
+        offline = not has_wandb_account()
+        if offline:
+            os.environ.setdefault("WANDB_MODE", "offline")  # or it asks for an account
+        (folder / version).mkdir(parents=True, exist_ok=True)
+        name = f"{settings.exp_name} {version}"
+        loggers.append(WandbLogger(name, folder / version, project="Agglomerator", offline=offline))
+        loggers[-1]._wandb_init.pop("anonymous", None)  # wandb warns of this, even if it is None
+    return loggers
+
+
+def has_wandb_account():
+    """Whether Weights & Biases would log in without asking."""
+    import wandb
+
+    wanted = wandb.Settings()
+    if wanted.mode in ("offline", "disabled") or wanted.api_key:
+        return wanted.mode not in ("offline", "disabled")
+    host = urlsplit(wanted.base_url).hostname
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+class Pace(Callback):
+    """Logs the learning rate of each step, and images trained per second over the epoch so far."""
+
+    def __init__(self, batch_size):
+        self.batch_size = batch_size
+        self.first = None
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if batch_idx == 0 or self.first is None:  # a resumed run may begin within an epoch
+            self.first, self.began = batch_idx, time.perf_counter()
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        module.log("learning_rate", rate, on_step=True, on_epoch=False)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        images = (batch_idx + 1 - self.first) * self.batch_size * trainer.world_size
+        rate = images / (time.perf_counter() - self.began)
+        module.log("images/s", rate, on_step=True, on_epoch=False, prog_bar=True)
+
+
+class Progress(TQDMProgressBar):
+    """The progress bar of a terminal: epoch, loss, accuracy, images/s."""
+
+    def on_train_start(self, trainer, module):
+        super().on_train_start(trainer, module)
+        self.on_train_epoch_start(trainer, module)  # of which a resumed run may be in the middle
+
+    def get_metrics(self, trainer, module):
+        items = super().get_metrics(trainer, module)
+        items.pop("v_num", None)
+        items.pop("train_loss_epoch", None)
+        return items
+
+
+class EpochLines(Callback):
+    """One line an epoch, for output that is not a terminal."""
+
+    FORMATS = {
+        "train_loss": ".4f",
+        "train_acc": ".2%",
+        "val_loss": ".4f",
+        "val_acc": ".2%",
+        "images/s": ".0f",
+    }
+
+    def on_train_epoch_end(self, trainer, module):
+        metrics = trainer.logged_metrics | trainer.callback_metrics
+        parts = [
+            f"{name} {metrics[name]:{form}}"
+            for name, form in self.FORMATS.items()
+            if name in metrics
+        ]
+        say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  " + "  ".join(parts))
+
+
+def quiet_libraries():
+    """Silence what other packages say and a user of this one can do nothing about."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # It says that it ends all processes because one has died.
+    logging.getLogger(subprocess_script.__name__).setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torchmetrics")
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")

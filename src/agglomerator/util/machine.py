@@ -1,0 +1,59 @@
+"""How many devices and processes of this machine a run uses: by its flags, and what started it."""
+
+import os
+from pathlib import Path
+
+from lightning_fabric.plugins.environments import TorchElasticEnvironment
+from pytorch_lightning.accelerators import AcceleratorRegistry
+
+from agglomerator.config import UserError
+
+
+def count_gpus(accelerator):
+    """Devices of this machine, CPUs aside, that Lightning finds for its word for the hardware."""
+    known = set(AcceleratorRegistry) - {"cpu"}
+    wanted = known if accelerator in ("auto", "gpu") else known & {accelerator}
+    found = [AcceleratorRegistry[name]["accelerator"] for name in wanted]
+    return max((each.auto_device_count() for each in found if each.is_available()), default=0)
+
+
+def devices_of(settings):
+    """Devices of a machine, in Lightning's words, and number of machines that a training takes.
+
+    Raises:
+        UserError: this machine has fewer GPUs than asked for.
+    """
+    s = settings
+    if TorchElasticEnvironment.detect():  # torchrun has started so many, whatever the flags say
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        return here, int(os.environ["WORLD_SIZE"]) // here
+    if s.devices is not None:
+        return s.devices, s.num_nodes
+    gpus = count_gpus(s.accelerator)
+    if gpus and s.num_gpus > gpus:
+        raise UserError(f"--num_gpus={s.num_gpus}: this machine has {gpus}; use fewer.")
+    return s.num_gpus if gpus else 1, s.num_nodes
+
+
+def processes_here(settings):
+    """How many processes of a run share this machine: one a device, and one unless it trains."""
+    if settings.mode not in ("train", "all"):
+        return 1
+    devices = str(devices_of(settings)[0]).strip()
+    if devices in ("auto", "-1"):
+        return max(1, count_gpus(settings.accelerator))
+    if "," in devices:
+        return max(1, sum(bool(each.strip()) for each in devices.split(",")))
+    return int(devices) if devices.isdecimal() else 1  # Lightning refuses others
+
+
+def memory():
+    """Bytes of memory of this machine, or of the container if it has less."""
+    try:
+        limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        limit = 8 * 2**30
+    try:
+        return min(limit, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):
+        return limit

@@ -1,0 +1,41 @@
+"""Arithmetic that stays exact in whatever precision the training step around it computes."""
+
+import functools
+from contextlib import nullcontext
+
+import torch
+
+
+def upcast(x):
+    """x as float32 if it is narrower: sums of many numbers need it."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def without_autocast(device):
+    """Context in which operations on a device keep the types of their tensors."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def in_float32(function):
+    """Make a function of images compute in float32 in every precision of training.
+
+    Mixed precision casts matrix products to 16 bits. In bf16-true and 64-true, tensors made
+    without a type (`torch.arange`, `torch.rand`, torchvision's grids) are of that type.
+
+    Args:
+        function: its first argument is a tensor, on the device that it computes on.
+    """
+
+    @functools.wraps(function)
+    def exact(images, *args, **kwargs):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            with without_autocast(torch.device("cpu")), without_autocast(images.device):
+                return function(images, *args, **kwargs)
+        finally:
+            torch.set_default_dtype(before)
+
+    return exact
