@@ -12,6 +12,7 @@ from types import NoneType
 from absl import flags
 
 from agglomerator.config import FIELDS, Settings, UserError, value_types
+from agglomerator.defaults import derive
 from agglomerator.util import terminal
 
 FLAGS = flags.FLAGS
@@ -129,7 +130,8 @@ def parse(argv):
             _take(program, [line], where)
     _take(program, plain)
     given = {name for name in FIELDS if FLAGS[name].present}
-    return Settings(**{name: FLAGS[name].value for name in FIELDS}), given
+    values = {name: FLAGS[name].value for name in FIELDS}
+    return Settings(**derive(values, given)), given
 
 
 def _take(program, arguments, where=""):

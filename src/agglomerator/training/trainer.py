@@ -51,11 +51,8 @@ def build_trainer(settings, training, callbacks=(), logs=True):
         callbacks.append(IslandsView(folder.islands, s.stage, s.island_threshold))
     devices, num_nodes = devices_of(s)
     prepare_strategies(s.blind)
-    if training and s.precision == "16-true":
-        raise UserError(
-            "--precision=16-true: gradients and their squares vanish in 16-bit floats of so small "
-            "a range, and nothing learns; use 16-mixed, bf16-mixed or bf16-true."
-        )
+    if training:
+        check_precision(s.precision)
     try:
         trainer = pl.Trainer(
             accelerator=s.accelerator,
@@ -89,6 +86,15 @@ def build_trainer(settings, training, callbacks=(), logs=True):
     if not trainer.precision.startswith(s.precision):
         say(f"--precision={s.precision}: this device computes in {trainer.precision}.")
     return trainer
+
+
+def check_precision(precision):
+    """Raises UserError if nothing can learn in a precision."""
+    if precision == "16-true":
+        raise UserError(
+            "--precision=16-true: gradients and their squares vanish in 16-bit floats of so small "
+            "a range, and nothing learns; use 16-mixed, bf16-mixed or bf16-true."
+        )
 
 
 def prepare_strategies(blind):
