@@ -13,7 +13,7 @@ from absl import flags
 
 from agglomerator.config import FIELDS, Settings, UserError, value_types
 from agglomerator.defaults import derive
-from agglomerator.util import terminal
+from agglomerator.util.terminal import say
 
 FLAGS = flags.FLAGS
 
@@ -115,7 +115,7 @@ def parse(argv):
         SystemExit: help was asked for, and printed.
     """
     if any(argument in ("-h", "-help", "--help", "--helpshort") for argument in argv[1:]):
-        terminal.write(help_text())
+        say(help_text())
         raise SystemExit(0)
     program, *arguments = argv
     plain, arguments = [], iter(arguments)

@@ -1,4 +1,4 @@
-"""Errors of machines - memory, lost workers, dead peers - as lines that tell the way out."""
+"""Errors of machines as lines that tell the way out: memory, disks, lost workers, dead peers."""
 
 from agglomerator.config import UserError
 from agglomerator.data.module import is_lost_worker
@@ -6,7 +6,12 @@ from agglomerator.util import distributed
 
 
 def as_user_error(error, settings):
-    """The `UserError` for an error of memory or of another process; None if it is neither."""
+    """The `UserError` for an error of memory, of a file or of another process; None if it is none
+    of these."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return UserError(
+            f"{error.filename}: {error.strerror}; name another place, or make room or access."
+        )
     out_of_memory = "out of memory", "not enough memory", "can't allocate memory"
     of_torch = isinstance(error, RuntimeError) and any(each in str(error) for each in out_of_memory)
     if of_torch or isinstance(error, MemoryError):

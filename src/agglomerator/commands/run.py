@@ -38,7 +38,7 @@ def run(settings, given):
         say(f"\nStopped by {stopped.signal}. {stopped.go_on}")
         # Lightning kills a main process whose children end with another status than 0.
         raise SystemExit(stopped.code if rank_zero_only.rank == 0 else 0) from None
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         fault = as_user_error(error, settings)
         if fault is None:
             raise

@@ -126,7 +126,7 @@ def told_how_to_go_on(plan, module):
     except SharedError:
         raise
     except Exception as error:
-        known = isinstance(error, UserError | OSError)
+        known = isinstance(error, UserError)
         fault = error if known else as_user_error(error, plan.settings)
         if fault is not None:
             say(f"\nStopped. {how_to_go_on(plan.settings)}")

@@ -6,8 +6,8 @@ import sys
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 
-def write(text, stream=None):
-    """Print a line at once.
+def say(text, stream=None, every_process=False):
+    """Print a line at once, in the main process of a training.
 
     A reader of a pipe that has gone, or a full disk, is no reason to lose a training: what is
     written to such a stream from then on is thrown away. Nor are letters that the stream's encoding
@@ -16,7 +16,10 @@ def write(text, stream=None):
     Args:
         text: the line, or lines.
         stream: open text file; None for standard output.
+        every_process: print it in all processes.
     """
+    if getattr(rank_zero_only, "rank", 0) and not every_process:  # Lightning sets it
+        return
     stream = sys.stdout if stream is None else stream  # None still where it was closed
     try:
         try:
@@ -35,9 +38,3 @@ def escaped(text, encoding="utf-8"):
     """The text with codes in place of what an encoding does not have: of UTF-8 that is the bytes of
     file names that are no text."""
     return text.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def say(text):
-    """`write` in the main process of a training alone."""
-    if getattr(rank_zero_only, "rank", 0) == 0:  # Lightning sets it
-        write(text)
