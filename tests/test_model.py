@@ -7,6 +7,8 @@ import torch
 
 from agglomerator import Agglomerator
 from agglomerator.config import Settings, UserError
+from agglomerator.model.attention import ConsensusAttention
+from agglomerator.model.columns import ColumnNet
 from agglomerator.training.losses import supervised_contrastive_loss
 
 REFERENCES = sorted((Path(__file__).parent / "reference").glob("*.pt"))
@@ -131,6 +133,79 @@ def test_every_configuration_computes_the_equations(flags):
         expected = weights[name].grad
         expected = torch.zeros_like(gradient) if expected is None else expected
         assert (gradient - expected).norm() < 1e-5 * scale, name
+
+
+def assert_equal_with_gradients(module, fast, plain, *inputs):
+    """Two functions of tensors agree in value, and in the gradients of inputs and weights."""
+    found, expected = fast(*inputs), plain(*inputs)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(expected)
+    learning = [*inputs, *module.parameters()]
+    gradients = [
+        torch.autograd.grad((value * weights).sum(), learning, materialize_grads=True)
+        for value in (found, expected)
+    ]
+    torch.testing.assert_close(*gradients)
+
+
+def random_input(*shape):
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_fast_column_net_is_the_plain_one(reverse):
+    torch.manual_seed(0)
+    net = ColumnNet(3, 6, 16, torch.nn.GELU(), reverse).double()
+    for parameter in net.parameters():
+        parameter.data += torch.randn_like(parameter)
+
+    def fast(x, scale):
+        return torch.stack([net(x, level, scale) for level in range(3)])
+
+    def plain(x, scale):
+        return scale * torch.stack([net.plain(x, level) for level in range(3)])
+
+    scale = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    assert_equal_with_gradients(net, fast, plain, random_input(6, 2, 16), scale)
+
+
+@pytest.mark.parametrize("temperature", [None, 0.2])
+@pytest.mark.parametrize("consensus_self", [False, True])
+@pytest.mark.parametrize("grid_size, radius", [(4, 0), (5, 1), (5, 1.5), (12, 2.9), (4, 7)])
+def test_fast_consensus_is_the_plain_one(grid_size, radius, consensus_self, temperature):
+    torch.manual_seed(0)
+    attention = ConsensusAttention(grid_size, consensus_self, radius, temperature).double()
+    level = random_input(6, 2, grid_size**2)
+    assert_equal_with_gradients(attention, attention, attention.plain, level)
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_fast_iteration_is_the_plain_one(alike):
+    model = random_model(**SMALL, levels=3)
+    columns = 1 if alike else 16
+
+    def expand(state):
+        return list(state.expand(-1, -1, -1, 16))
+
+    def fast(state, tokens):
+        from_tokens = model.bottom_up(tokens, 0, model.wBU / 4)
+        new = model.iterate(expand(state), from_tokens, 3, alike)
+        return torch.stack([level.expand(-1, 2, -1) for level in new])
+
+    def plain(state, tokens):
+        levels = expand(state.expand(-1, -1, 2, -1))
+        return torch.stack(model.plain_iteration(levels, tokens))
+
+    images = 1 if alike else 2
+    state, tokens = random_input(3, 6, images, columns), random_input(6, 2, 16)
+    assert_equal_with_gradients(model, fast, plain, state, tokens)
+
+
+@pytest.mark.parametrize("flags", [dict(levels=5, iters=7), dict(levels=3, denoise_iter=2)])
+def test_levels_that_are_left_out_do_not_change_the_embedding(flags):
+    model = random_model(**SMALL | flags)
+    images = random_input(6, 3, 16, 16)
+    assert_equal_with_gradients(model, model, lambda x: model.with_levels(x)[0], images)
 
 
 @pytest.fixture(scope="module", params=REFERENCES, ids=lambda path: path.stem)

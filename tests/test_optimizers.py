@@ -36,7 +36,7 @@ def nets():
 
 def same(net, other):
     pairs = zip(net.parameters(), other.parameters(), strict=True)
-    return [torch.equal(one, two) for one, two in pairs]
+    return [torch.equal(weight, equal) for weight, equal in pairs]
 
 
 def test_a_step_of_matrices_is_that_of_their_directions_and_of_others_that_of_adamw():
@@ -76,14 +76,14 @@ def test_a_step_that_loss_scaling_passes_over_leaves_everything():
 
 def test_scaled_gradients_make_the_same_momentum():
     net, other = nets()
-    one, two = (Muon(each, lr=0.1, fused=True) for each in (net, other))
+    optimizer, other_optimizer = (Muon(each, lr=0.1, fused=True) for each in (net, other))
     for parameter in other.parameters():
         parameter.grad *= 1024
-    two.grad_scale, two.found_inf = torch.tensor(1024.0), torch.zeros(())
-    one.step()
-    two.step()
+    other_optimizer.grad_scale, other_optimizer.found_inf = torch.tensor(1024.0), torch.zeros(())
+    optimizer.step()
+    other_optimizer.step()
     for (weight, state), (scaled, other_state) in zip(
-        one.state.items(), two.state.items(), strict=True
+        optimizer.state.items(), other_optimizer.state.items(), strict=True
     ):
         torch.testing.assert_close(weight, scaled)
         torch.testing.assert_close(state, other_state)
@@ -91,15 +91,15 @@ def test_scaled_gradients_make_the_same_momentum():
 
 def test_a_step_after_state_is_loaded_is_the_same():
     net, other = nets()
-    one, two = Muon(net, lr=0.1), Muon(other, lr=0.1)
+    optimizer, other_optimizer = Muon(net, lr=0.1), Muon(other, lr=0.1)
     grads = [parameter.grad.clone() for parameter in net.parameters()]
-    one.step()
+    optimizer.step()
     other.load_state_dict(net.state_dict())
-    two.load_state_dict(deepcopy(one.state_dict()))
-    for each, optimizer in ((net, one), (other, two)):
+    other_optimizer.load_state_dict(deepcopy(optimizer.state_dict()))
+    for each, its_optimizer in ((net, optimizer), (other, other_optimizer)):
         for parameter, grad in zip(each.parameters(), grads, strict=True):
             parameter.grad = 2 * grad
-        optimizer.step()
+        its_optimizer.step()
     assert all(same(net, other))
 
 

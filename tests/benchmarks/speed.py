@@ -109,7 +109,7 @@ class Loop:
             self.glom(self.images, iters=self.iters).sum().backward()
             return
         with torch.autocast("cpu", torch.bfloat16, enabled=self.side == "bfloat16"):
-            parts = self.model.bottom_up(self.tokens, 0, self.model._share(self.model.wBU, 0))
+            parts = self.model.bottom_up(self.tokens, 0, self.model.wBU / 4)
             state = list(self.model.init_levels[:, :, None, None].expand(-1, -1, 1, 64))
             for t in range(self.iters):
                 state = self.model.iterate(state, parts, self.levels, alike=t == 0)

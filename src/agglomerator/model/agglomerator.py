@@ -1,14 +1,18 @@
-"""The Agglomerator network: tokenizer, column nets, consensus, the column loop, heads.
+"""The Agglomerator network: the column loop, and all its parts put together.
 
 Garau, Bisagno, Sambugaro, Conci, "Interpretable part-whole hierarchies and conceptual-semantic
 relationships in neural networks", CVPR 2022, arXiv 2203.03282; Hinton, "How to represent part-whole
-hierarchies in a neural network", arXiv 2102.12627. Read it from top to bottom.
+hierarchies in a neural network", arXiv 2102.12627. Read the parts in the order of the data:
+tokenizer.py, columns.py, attention.py (local_attention.py), the loop here, heads.py.
 
 Shapes: B images, G cells on a side of the tokenizer's grid, p cells on a side of a patch,
-S = G / p columns on a side, n = S * S columns (row-major), K levels of width d. In the loop a state
-is a list of its levels from the bottom: (d, B, n), or (d, 1, n) of those that have not heard of the
-images yet.
-Parameters bear the names of the published state dict, so that published weights load as they are.
+S = G / p columns on a side, n = S * S columns (row-major), K levels of width d, T iterations.
+The interface has a state as (B, n, K, d). The loop has it as a list of K levels (d, B, n), for
+linear maps are over d and norms over n; a level that has not heard of the images yet is the same
+for all of them, (d, 1, n). `to_levels` and `to_state` change one into the other.
+
+Published weights load as they are: the names of parameters, and so the indices of modules in each
+`nn.Sequential`, are those of the published state dict.
 """
 
 from functools import partial
@@ -22,13 +26,18 @@ from torch.utils.checkpoint import checkpoint
 from agglomerator.config import Settings
 from agglomerator.model.attention import ConsensusAttention
 from agglomerator.model.columns import ColumnNet, Sine
-from agglomerator.model.heads import contrastive_head
+from agglomerator.model.heads import classifier, contrastive_head
 from agglomerator.model.tokenizer import Tokenizer
 
 
-def _columns(state, n_images):
-    """List of K levels -> (B, n, K, d)."""
-    return torch.stack([level.expand(-1, n_images, -1) for level in state]).permute(2, 3, 0, 1)
+def to_levels(state):
+    """(B, n, K, d) -> list of K levels (d, B, n)."""
+    return list(state.permute(2, 3, 0, 1))
+
+
+def to_state(levels, n_images):
+    """List of K levels (d, B, n) or (d, 1, n) -> (B, n, K, d)."""
+    return torch.stack([level.expand(-1, n_images, -1) for level in levels]).permute(2, 3, 0, 1)
 
 
 class Agglomerator(nn.Module):
@@ -53,14 +62,7 @@ class Agglomerator(nn.Module):
         self.settings = s = Settings(**flags)
         d, n = s.patch_dim, s.n_columns
         self.image_to_tokens = nn.Sequential(
-            Tokenizer(
-                s.n_channels,
-                s.token_channels,
-                s.tokenizer_stride,
-                s.tokenizer,
-                s.tokenizer_width,
-                s.tokenizer_depth,
-            ),
+            Tokenizer(s),  # (B, E, G, G)
             Rearrange("b e (i p) (j q) -> (e p q) b (i j)", p=s.patch_size, q=s.patch_size),
         )
         self.init_levels = nn.Parameter(torch.randn(s.levels, d))
@@ -70,102 +72,90 @@ class Agglomerator(nn.Module):
         self.attention = ConsensusAttention(
             s.grid_size, s.consensus_self, s.local_consensus_radius, s.consensus_temperature
         )
-        self.wl = nn.Parameter(torch.tensor(0.25))
-        self.wBU = nn.Parameter(torch.tensor(0.25))
-        self.wTD = nn.Parameter(torch.tensor(0.25))
-        self.wA = nn.Parameter(torch.tensor(0.25))
-        self.contrastive_head = contrastive_head(s.head, n, d, s.contr_dim, s.dropout, s.head_side)
-        self.classification_head_from_contr = nn.Sequential(
-            nn.Linear(s.contr_dim, s.contr_dim), nn.GELU(), nn.Linear(s.contr_dim, s.n_classes)
-        )
+        self.wl, self.wBU, self.wTD, self.wA = (nn.Parameter(torch.tensor(0.25)) for _ in range(4))
+        self.contrastive_head = contrastive_head(s)
+        self.classification_head_from_contr = classifier(s)
 
-    def _share(self, weight, level):
-        """A contribution's factor: its learned weight over how many the level receives."""
-        return weight / (3 if level == self.settings.levels - 1 else 4)
+    def plain_iteration(self, levels, tokens):
+        """One iteration of the column loop, as the paper has it, all from the old state:
 
-    def iterate(self, state, parts, keep, alike=False):
-        """One iteration of the column loop, all four contributions from the old state.
+            L_k <- (w_l L_k + w_BU BU_k(L_k-1) + w_TD TD_k(L_k+1) + w_A A(L_k)) / c_k
 
-        Args:
-            state: list of K levels. Those that are kept and the one below them are read.
-            parts: (d, B, n), what level 0 receives from the tokens, the same in every iteration.
-            keep: how many of the highest levels are wanted. The head reads the top one alone, and
-                a level depends on one more below it for each iteration that remains.
-            alike: the columns of the state are all equal, as they are at first.
-
-        Returns:
-            The new state, with None for levels that are not kept.
+        K levels (d, B, n), tokens (d, B, n) -> K levels. Below level 0 are the tokens, above the
+        top level is nothing; c_k counts what a level receives, 4, on top 3.
         """
-        top = len(state) - 1
-        # The norm of equal columns passes no gradient on, but in floats rounding noise, large.
-        source = [level.detach() for level in state] if alike else state
-        new = [None] * len(state)
-        for k in range(top + 1 - keep, top + 1):
-            own = state[k]
-            total = self.bottom_up(source[k - 1], k, self._share(self.wBU, k)) if k else parts
-            if k < top:
-                total = total + self.top_down(source[k + 1], k, self._share(self.wTD, k))
-            total = torch.addcmul(total, own, self._share(self.wl, k))
-            new[k] = torch.addcmul(total, self.attention(own), self._share(self.wA, k))
+        below, above, new = [tokens, *levels[:-1]], levels[1:], []
+        for k, level in enumerate(levels):
+            received = [self.wl * level, self.wBU * self.bottom_up.plain(below[k], k)]
+            if k < len(above):
+                received.append(self.wTD * self.top_down.plain(above[k], k))
+            received.append(self.wA * self.attention.plain(level))
+            new.append(sum(received) / len(received))
         return new
 
-    def _loop(self, images, keeps, state=None):
-        """The column loop over images.
+    def iterate(self, levels, from_tokens, keep, alike=False):
+        """The same as `plain_iteration`, with less work: K levels -> K levels.
 
         Args:
-            keeps: how many of the highest levels to keep, for every iteration in turn.
-            state: list of K levels to go on from; None for the initial one.
-
-        Returns:
-            The states before and after every iteration.
+            from_tokens: (d, B, n), w_BU BU_0(tokens) / c_0, the same in every iteration.
+            keep: how many of the highest levels are wanted; the others become None. The head reads
+                the top one, which depends on one more below it for each iteration that remains.
+            alike: the columns of the state are all equal, as they are at first. The norm of equal
+                columns passes no gradient on, but in floats it passes rounding noise, magnified.
         """
+        top = len(levels) - 1
+        source = [level.detach() for level in levels] if alike else levels
+        new = [None] * len(levels)
+        for k in range(len(levels) - keep, len(levels)):
+            c = 4 if k < top else 3
+            total = self.bottom_up(source[k - 1], k, self.wBU / c) if k else from_tokens
+            if k < top:
+                total = total + self.top_down(source[k + 1], k, self.wTD / c)
+            total = torch.addcmul(total, levels[k], self.wl / c)
+            new[k] = torch.addcmul(total, self.attention(levels[k]), self.wA / c)
+        return new
+
+    def _loop(self, images, keeps, levels=None):
+        """The states before and after every iteration, each a list of K levels. `keeps` has what
+        each iteration keeps; `levels` is the state to go on from, None for the initial one."""
         tokens = self.image_to_tokens(images.to(self.init_levels.dtype))  # (d, B, n)
-        parts = self.bottom_up(tokens, 0, self._share(self.wBU, 0))
+        from_tokens = self.bottom_up(tokens, 0, self.wBU / 4)
         iterate = self.iterate
         if self.settings.recompute:
-            iterate = partial(
-                checkpoint, self.iterate, use_reentrant=False, preserve_rng_state=False
-            )
+            iterate = partial(checkpoint, iterate, use_reentrant=False, preserve_rng_state=False)
         initial = self.init_levels[:, :, None, None].expand(-1, -1, 1, tokens.shape[2])
-        states = [list(initial) if state is None else state]
+        states = [list(initial) if levels is None else levels]
         for t, keep in enumerate(keeps):
-            states.append(iterate(states[-1], parts, keep, alike=t == 0 and state is None))
+            states.append(iterate(states[-1], from_tokens, keep, alike=t == 0 and levels is None))
         return states
 
     def states(self, images, iters=None, levels=None):
-        """The state after every iteration, from which islands are drawn.
+        """The state after every iteration, from which islands are drawn: (T + 1, B, n, K, d).
 
         Args:
             images: (B, n_channels, image_size, image_size).
-            iters: number of iterations; None for that of the settings.
+            iters: number of iterations T; None for that of the settings.
             levels: (B, n, K, d), a state to go on from instead of the initial one.
-
-        Returns:
-            (iters + 1, B, n, K, d), the state gone on from first.
         """
         keeps = [self.settings.levels] * (self.settings.n_iters if iters is None else iters)
-        start = None if levels is None else list(levels.permute(2, 3, 0, 1))
-        states = self._loop(images, keeps, start)
-        return torch.stack([_columns(state, len(images)) for state in states])
+        states = self._loop(images, keeps, None if levels is None else to_levels(levels))
+        return torch.stack([to_state(state, len(images)) for state in states])
 
     def forward(self, images):
-        """images (B, n_channels, image_size, image_size) -> embedding (B, contr_dim), unit length.
-
-        Levels that the state that feeds the head does not depend on are not computed.
-        """
+        """images (B, n_channels, image_size, image_size) -> embedding (B, contr_dim), unit length,
+        without computing levels that it does not depend on."""
         last = self.settings.denoise_iter % (self.settings.n_iters + 1)
         keeps = [min(self.settings.levels, last - t) for t in range(last)]
         return self._embed(self._loop(images, keeps)[-1], len(images))
 
     def with_levels(self, images):
-        """images -> the embedding, as `forward` returns it, and all levels of the last state,
-        (B, n, K, d)."""
+        """The same embedding with every level computed, and the last state (B, n, K, d)."""
         states = self._loop(images, [self.settings.levels] * self.settings.n_iters)
         embedding = self._embed(states[self.settings.denoise_iter], len(images))
-        return embedding, _columns(states[-1], len(images))
+        return embedding, to_state(states[-1], len(images))
 
-    def _embed(self, state, n_images):
-        top = state[-1].expand(-1, n_images, -1).permute(1, 2, 0)  # (B, n, d)
+    def _embed(self, levels, n_images):
+        top = to_state(levels[-1:], n_images)[:, :, 0]  # (B, n, d)
         return F.normalize(self.contrastive_head(top), dim=-1)
 
     def classify(self, images):

@@ -1,4 +1,4 @@
-"""The heads: from the top level to the embedding."""
+"""The heads: from the top level to the embedding, and from that to classes."""
 
 import math
 
@@ -7,10 +7,10 @@ from torch import nn
 
 
 class GridPool(nn.Module):
-    """Means of the columns in the cells of a coarser grid: (B, n, d) -> (B, d * side * side).
+    """Means of the columns in the cells of a coarser grid: (B, n, d) -> (B, d * side^2).
 
-    A mean over all columns would say little: the last norm of the column nets is over the columns,
-    so that while it scales them alike, what they add has the same mean for every image.
+    A mean over all columns would say little. The last norm of the column nets is over the columns:
+    what they add has the same mean for every image, as long as that norm scales columns alike.
     """
 
     def __init__(self, side):
@@ -22,26 +22,34 @@ class GridPool(nn.Module):
         return F.adaptive_avg_pool2d(grid, self.side).flatten(1)
 
 
-def contrastive_head(kind, n_columns, d, contr_dim, dropout, side):
+def contrastive_head(settings):
     """Top level (B, n, d) -> embedding (B, contr_dim), not yet of unit length.
 
-    Of the kind "flatten", as published, it has (n * d)^2 weights; of the kind "grid"
-    side^2 d contr_dim, however many columns there are.
+    The kind "flatten", as published, has (n d)^2 weights; "grid" has head_side^2 d contr_dim,
+    however many columns there are.
     """
-    if kind == "flatten":
-        pool, width, hidden = nn.Flatten(), n_columns * d, n_columns * d
+    s = settings
+    if s.head == "flatten":
+        pool, width = nn.Flatten(), s.n_columns * s.patch_dim
     else:
-        pool, width, hidden = GridPool(side), side**2 * d, contr_dim
+        pool, width = GridPool(s.head_side), s.head_side**2 * s.patch_dim
+    hidden = width if s.head == "flatten" else s.contr_dim
     return nn.Sequential(
-        nn.LayerNorm(d),
-        nn.Dropout(dropout),
-        pool,
+        nn.LayerNorm(s.patch_dim),
+        nn.Dropout(s.dropout),
+        pool,  # (B, width)
         nn.LayerNorm(width),
-        nn.Dropout(dropout),
+        nn.Dropout(s.dropout),
         nn.Linear(width, hidden),
         nn.LayerNorm(hidden),
         nn.GELU(),
         nn.LayerNorm(hidden),
-        nn.Dropout(dropout),
-        nn.Linear(hidden, contr_dim),
+        nn.Dropout(s.dropout),
+        nn.Linear(hidden, s.contr_dim),
     )
+
+
+def classifier(settings):
+    """Embedding (B, contr_dim) -> logits (B, n_classes)."""
+    width, n_classes = settings.contr_dim, settings.n_classes
+    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, n_classes))

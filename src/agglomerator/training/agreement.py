@@ -1,8 +1,9 @@
-"""A loss that asks columns for islands, of what an image itself shows to belong together.
+"""A loss that asks the columns for islands, taught by the colours of the image alone.
 
-It needs no masks. Low levels: columns in one patch of colour agree, others do not. Top level: what
-is joined to the border of the image is ground, the rest figures (the boundary prior of Wei et al.,
-"Geodesic saliency using background priors", ECCV 2012), and ground and figures do not agree.
+It needs no masks. Below the top level, columns in one patch of even colour are to agree, and others
+are not. On the top level, the background is to agree, the figures are to agree, and the two are not
+to agree with each other. The background is what is joined to the border of the image (the boundary
+prior of Wei et al., "Geodesic saliency using background priors", ECCV 2012).
 """
 
 import math
@@ -12,24 +13,26 @@ import torch.nn.functional as F
 
 from agglomerator.util.precision import upcast
 
-WIDTH = 0.08  # of colours that attract each other, on the scale 0 to 1
-STEP = 0.08  # least difference of settled colours that parts two neighbours
-FAR = 0.16  # least difference that parts columns which are not neighbours
-COSINE = 0.7  # where agreement begins, for the loss
-SHARPNESS = 10.0  # change of the log odds of agreement with the cosine
-BOUNDARY = 2.0  # weight of neighbours that are to differ: one that agrees joins two islands
-SWEEPS = 4  # as many for every column on a side: to look whether it is done would wait for a GPU
-SHIFTS = 4  # pairs of columns that are not neighbours, for each column
+COLOUR_WIDTH = 0.08  # standard deviation of the kernel of mean shift; colours are from 0 to 1
+SAME_PATCH = 0.08  # colours that differ by less are of one patch
+OTHER_PATCH = 0.16  # colours that differ by more are of two, also where columns are not neighbours
+COSINE = 0.7  # of two columns that agree as much as not
+SHARPNESS = 10.0  # the logit of agreement, for a cosine of 1 more
+BOUNDARY = 2.0  # weight of neighbours that are to differ: if one pair agrees, two islands join
+SWEEPS = 4  # for every column on a side; to ask whether fewer are enough would wait for the GPU
+SHIFTS = 4  # distant columns that each column is compared with
 
 
 def mean_shift(colours, radius=2, iterations=4):
-    """Mean shift (Comaniciu and Meer 2002): colours move to the mean of the like ones around.
+    """Smooth patches and keep edges: mean shift over colours (Comaniciu and Meer 2002).
 
-    What is mixed at an edge settles for one side, patches become even, edges stay.
+    Every colour moves to the mean of the similar ones around it. Patches become even, and colours
+    that are mixed at an edge move to one of its sides.
 
     Args:
-        colours: (B, C, S, S) on the scale 0 to 1.
-        radius: of the neighbours, in columns; a column is not among its own.
+        colours: (B, C, S, S), from 0 to 1.
+        radius: of the neighbourhood, in columns; a column is not in its own.
+        iterations: how often each colour moves.
 
     Returns:
         (B, C, S, S).
@@ -39,78 +42,102 @@ def mean_shift(colours, radius=2, iterations=4):
     offsets = [(i, j) for i in reach for j in reach if 0 < i * i + j * j <= radius * radius]
     inside = F.pad(torch.ones_like(colours[:1, :1]), (radius,) * 4)
     for _ in range(iterations):
-        around = F.pad(colours, (radius,) * 4)
+        padded = F.pad(colours, (radius,) * 4)
         total, weights = 1e-3 * colours, 1e-3
         for i, j in offsets:
-            window = (
-                ...,
-                slice(radius + i, radius + i + side),
-                slice(radius + j, radius + j + side),
-            )
-            other = around[window]
-            distance = (other - colours).square().sum(1, keepdim=True)
-            weight = inside[window] * torch.exp(distance / (-2 * WIDTH**2))
-            total, weights = total + weight * other, weights + weight
+            rows = slice(radius + i, radius + i + side)
+            columns = slice(radius + j, radius + j + side)
+            neighbour = padded[..., rows, columns]
+            squares = (neighbour - colours).square().sum(1, keepdim=True)
+            weight = inside[..., rows, columns] * torch.exp(squares / (-2 * COLOUR_WIDTH**2))
+            total, weights = total + weight * neighbour, weights + weight
         colours = total / weights
     return colours
 
 
-def border_background(settled):
-    """What steps smaller than STEP join to the border, by ways of SWEEPS * S columns or less:
-    colours (B, C, S, S) -> (B, S, S) bool."""
-    beside = distance(settled[..., 1:], settled[..., :-1]) < STEP
-    above = distance(settled[..., 1:, :], settled[..., :-1, :]) < STEP
-    ground = torch.zeros_like(settled[:, 0], dtype=torch.bool)
-    for border in (ground[:, 0], ground[:, -1], ground[..., 0], ground[..., -1]):
+def border_background(colours):
+    """Find the background: all columns that a path joins to the border of the image.
+
+    Neighbours on a path differ in colour by less than SAME_PATCH. A path of more than
+    SWEEPS * S columns may be missed.
+
+    Args:
+        colours: (B, C, S, S), from 0 to 1, smoothed.
+
+    Returns:
+        (B, S, S) bool, True for background.
+    """
+    joined_right = colour_difference(colours[..., 1:], colours[..., :-1]) < SAME_PATCH
+    joined_down = colour_difference(colours[..., 1:, :], colours[..., :-1, :]) < SAME_PATCH
+    background = torch.zeros_like(colours[:, 0], dtype=torch.bool)
+    for border in (background[:, 0], background[:, -1], background[..., 0], background[..., -1]):
         border.fill_(True)
-    for _ in range(SWEEPS * settled.shape[-1]):
-        ground[:, :, 1:] |= ground[:, :, :-1] & beside
-        ground[:, :, :-1] |= ground[:, :, 1:] & beside
-        ground[:, 1:] |= ground[:, :-1] & above
-        ground[:, :-1] |= ground[:, 1:] & above
-    return ground
+    for _ in range(SWEEPS * colours.shape[-1]):
+        background[:, :, 1:] |= background[:, :, :-1] & joined_right
+        background[:, :, :-1] |= background[:, :, 1:] & joined_right
+        background[:, 1:] |= background[:, :-1] & joined_down
+        background[:, :-1] |= background[:, 1:] & joined_down
+    return background
 
 
-def distance(colours, others):
-    """(B, C, ...) twice -> (B, ...)."""
+def colour_difference(colours, others):
+    """Euclidean distance of colours: (B, C, ...) twice -> (B, ...)."""
     return (colours - others).norm(dim=1)
 
 
 def agreement_loss(levels, colours, generator):
-    """How far columns are from islands of colour, and on the top level of figures.
+    """Tell how far the columns are from islands of colour, and on the top level of figures.
 
     Args:
         levels: (B, n, K, d), a state of the columns.
-        colours: (B, C, H, W) of the images, on the scale 0 to 1.
-        generator: on the CPU; says which pairs that are not neighbours are looked at.
+        colours: (B, C, H, W) of the images, from 0 to 1.
+        generator: draws which distant columns are compared; on the CPU.
 
     Returns:
-        A scalar, the mean over levels.
+        A scalar, the mean over levels; half of it is from neighbours, half from distant columns.
     """
     vectors = F.normalize(upcast(levels), dim=-1).permute(2, 0, 3, 1)  # (K, B, d, n)
     side = math.isqrt(vectors.shape[-1])
-    vectors = vectors.unflatten(3, (side, side))
+    vectors = vectors.unflatten(3, (side, side))  # (K, B, d, S, S)
     with torch.no_grad():
-        settled = mean_shift(F.adaptive_avg_pool2d(upcast(colours), side))
-        ground = border_background(settled)
+        smoothed = mean_shift(F.adaptive_avg_pool2d(upcast(colours), side))  # (B, C, S, S)
+        background = border_background(smoothed)  # (B, S, S)
 
-    def loss(select, near):
-        """Of pairs of columns: `select` makes of maps (..., S, S) those of the two ends."""
-        (one, two), (a, b), (g, h) = select(vectors), select(settled), select(ground)
-        step = distance(a, b)
-        patch, figure = step < STEP, g == h
-        agree = torch.stack([patch] * (len(vectors) - 1) + [figure])  # (K, B, S, S)
-        odds = SHARPNESS * ((one * two).sum(2) - COSINE)
-        each = F.binary_cross_entropy_with_logits(odds, agree.to(odds), reduction="none")
-        if near:
-            weight = 1 + (BOUNDARY - 1) * ~agree
-        else:  # between the two differences either may be true
-            clear = patch | (step > FAR)
-            weight = torch.stack([clear] * (len(vectors) - 1) + [clear | True]).to(odds)
-        return ((each * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1)).mean()
-
-    beside = loss(lambda x: (x[..., 1:], x[..., :-1]), near=True)
-    above = loss(lambda x: (x[..., 1:, :], x[..., :-1, :]), near=True)
+    maps = vectors, smoothed, background
+    horizontal = pair_loss(*((x[..., 1:], x[..., :-1]) for x in maps), neighbours=True)
+    vertical = pair_loss(*((x[..., 1:, :], x[..., :-1, :]) for x in maps), neighbours=True)
     shifts = torch.randint(side, (SHIFTS, 2), generator=generator).tolist()
-    far = [loss(lambda x, s=s: (x, x.roll(s, (-2, -1))), near=False) for s in shifts]
-    return (beside + above) / 4 + sum(far) / (2 * SHIFTS)
+    distant = [
+        pair_loss(*((x, x.roll(shift, (-2, -1))) for x in maps), neighbours=False)
+        for shift in shifts
+    ]
+    return (horizontal + vertical) / 4 + sum(distant) / (2 * SHIFTS)
+
+
+def pair_loss(vectors, colours, background, neighbours):
+    """Binary cross-entropy of pairs of columns: do the two agree where they should?
+
+    Each of the first three is a pair of maps, in which a place holds the two columns of a pair.
+
+    Args:
+        vectors: (K, B, d, ...) twice, of unit length.
+        colours: (B, C, ...) twice.
+        background: (B, ...) twice, bool.
+        neighbours: whether the two columns are neighbours on the grid.
+
+    Returns:
+        A scalar, the mean over levels and images of weighted means over pairs.
+    """
+    below_top = len(vectors[0]) - 1
+    difference = colour_difference(*colours)
+    same_patch, same_side = difference < SAME_PATCH, background[0] == background[1]
+    target = torch.stack([same_patch] * below_top + [same_side])  # (K, B, ...)
+    cosine = (vectors[0] * vectors[1]).sum(2)
+    logits = SHARPNESS * (cosine - COSINE)
+    losses = F.binary_cross_entropy_with_logits(logits, target.to(logits), reduction="none")
+    if neighbours:
+        weight = 1 + (BOUNDARY - 1) * ~target
+    else:  # colours that differ a little may be of one patch or of two: those pairs do not count
+        is_clear = same_patch | (difference > OTHER_PATCH)
+        weight = torch.stack([is_clear] * below_top + [torch.ones_like(is_clear)]).to(logits)
+    return ((losses * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1)).mean()

@@ -1,4 +1,4 @@
-"""What adds up over the batches of a run: losses, accuracies, class means, islands."""
+"""The metrics of a run, which add up over batches: losses, accuracies, class means, islands."""
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +10,11 @@ from agglomerator.islands.scores import IslandScores
 
 
 class ClassMeans(Metric):
-    """Directions of the mean embedding of each class.
+    """The mean embedding of each class, brought to unit length.
 
     Args:
         n_classes: number of classes.
-        width: of an embedding.
+        width: of an embedding, contr_dim.
     """
 
     full_state_update = False
@@ -24,22 +24,24 @@ class ClassMeans(Metric):
         self.add_state("sums", torch.zeros(n_classes, width), dist_reduce_fx="sum")
 
     def update(self, embedding, labels):
-        """Take in embeddings (N, width) with labels (N,)."""
+        """Add embeddings (N, width) to the sums of their classes, labels (N,)."""
         self.sums.index_add_(0, labels.to(self.sums.device), embedding.detach().to(self.sums))
 
     def compute(self):
-        """(n_classes, width) of unit length; zero for a class without images."""
+        """Return (n_classes, width), rows of unit length, or 0 for a class without images."""
         return F.normalize(self.sums, dim=-1)
 
 
 class RunMetrics(nn.Module):
-    """All metrics of a run. They stay in float32 whatever the network is converted to: sums over
-    a thousand steps in bfloat16 are wrong by a factor.
+    """All metrics of a run.
+
+    They stay in float32 when the network is converted to 16 bits: in bfloat16, sums over a
+    thousand steps are wrong by a factor.
 
     Args:
         n_classes: number of classes of the data set.
-        width: of an embedding.
-        levels: of a column.
+        width: of an embedding, contr_dim.
+        levels: K, of a column.
     """
 
     def __init__(self, n_classes, width, levels):
@@ -53,19 +55,20 @@ class RunMetrics(nn.Module):
 
         self.class_means = ClassMeans(n_classes, width)
         self.train_loss, self.train_accuracy, self.train_agreement = mean(), accuracy(), mean()
-        # What Lightning makes of a mean over processes with unequal shares is not exact.
+        # Lightning's own mean over processes is wrong where some have fewer images than others.
         self.val_loss, self.val_accuracy = mean(), accuracy()
         self.test_loss, self.top5 = mean(), accuracy(min(5, n_classes))
         self.confusion = MulticlassConfusionMatrix(n_classes, validate_args=False)
         self.islands = IslandScores(levels)
 
     def _apply(self, fn, recurse=True):
+        # `fn` may change the type and the device of a tensor; follow it to the device alone.
         return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
 
     def of_epoch(self):
-        """The metrics of one training epoch."""
+        """The metrics of a training epoch, which start anew with each."""
         return self.class_means, self.train_loss, self.train_accuracy, self.train_agreement
 
     def sums_of_epoch(self):
-        """What adds up over a training epoch: pairs of a metric and the name of its state."""
+        """The sums of a training epoch, as pairs of a metric and the name of its state."""
         return [(metric, name) for metric in self.of_epoch() for name in metric.metric_state]
