@@ -4,7 +4,7 @@
 
 Prints one table. All sides of a comparison take turns; figures are medians of the rounds, after
 one that does not count. A training step is two views of each of 128 random images forward, the
-contrastive loss, backward and AdamW. "Transcription" is tests/oracle.py, SPEC section 3 with
+contrastive loss, backward and AdamW. "Transcription" is tests/oracle.py, the equations with
 grouped convolutions, float32. FLOP are those of its matrix products and convolutions, counted by
 PyTorch, for every side the same, so that work saved counts as speed; the peak is that of a
 4096 x 4096 product. Memory is the peak of a process of its own, less what it holds before the

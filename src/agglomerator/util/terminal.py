@@ -1,4 +1,4 @@
-"""Lines on standard output and error, which are lost if nobody takes them, and nothing else is."""
+"""Lines on standard output and error. If nobody reads them they are lost, but the run goes on."""
 
 import os
 import sys
@@ -7,14 +7,13 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 
 def write(text, stream=None):
-    """Print a line at once.
+    """Print a line at once, and never let it end a training.
 
-    A reader of a pipe that has gone, or a full disk, is no reason to lose a training: what is
-    written to such a stream from then on is thrown away. Nor are letters that the stream's encoding
-    does not have: their codes are written, as \\xfc.
+    If the reader of a pipe has gone or the disk is full, all further output to that stream is
+    thrown away. Letters that the stream's encoding lacks are written as codes, for example \\xfc.
 
     Args:
-        text: the line, or lines.
+        text: one line or several.
         stream: open text file; None for standard output.
     """
     stream = sys.stdout if stream is None else stream  # None still where it was closed
@@ -23,7 +22,7 @@ def write(text, stream=None):
             print(text, file=stream, flush=True)
         except UnicodeEncodeError:
             print(escaped(text, stream.encoding), file=stream, flush=True)
-    except BlockingIOError:  # full for the moment
+    except BlockingIOError:  # the pipe is full for the moment
         pass
     except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -32,12 +31,12 @@ def write(text, stream=None):
 
 
 def escaped(text, encoding="utf-8"):
-    """The text with codes in place of what an encoding does not have: of UTF-8 that is the bytes of
-    file names that are no text."""
+    """The text with codes for what an encoding lacks. UTF-8 lacks only the bytes of file names that
+    are not text."""
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def say(text):
-    """`write` in the main process of a training alone."""
+    """`write`, but only in the main process of a training."""
     if getattr(rank_zero_only, "rank", 0) == 0:  # Lightning sets it
         write(text)
