@@ -376,7 +376,8 @@ class Settings:
         10.0,
         "Minutes between two writes of last.ckpt within an epoch, for --resume_training. It is "
         "also written after every epoch, and when SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 stops the "
-        "run (exit status 143, 130 or 138).",
+        "run (exit status 143, 130 or 138). Let a cluster send its signal early enough (SLURM: "
+        "--signal).",
         low=0,
     )
     validate_every: int = setting("training", 1, "Number of epochs between two validations.", low=1)
@@ -391,9 +392,9 @@ class Settings:
     plot_islands: bool = setting(
         "pictures",
         False,
-        "Show the islands of six sample images during the run: in a window, which stays open until "
-        "you close it, or on a web page with the environment variable MPLBACKEND=webagg. Without a "
-        "display the pictures are written as files.",
+        "Show the islands of six sample images during the run: in a window, which stays until you "
+        "close it, or on a web page with the environment variable MPLBACKEND=webagg, which in a "
+        "terminal stays until Ctrl-C. Without a display the pictures are written as files.",
     )
     island_threshold: float = setting(
         "pictures",
