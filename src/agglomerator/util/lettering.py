@@ -1,4 +1,4 @@
-"""Text in pictures: shown as it is, whatever users call their runs, classes and files."""
+"""Texts in pictures: as they are, whatever users call their runs, classes and files."""
 
 import textwrap
 from contextlib import suppress
@@ -12,10 +12,10 @@ from matplotlib.ticker import FixedLocator
 
 
 class Figure(matplotlib.figure.Figure):
-    """A matplotlib figure that shows every text letter by letter: `$` does not begin a formula.
+    """A matplotlib figure that shows its texts letter by letter: `$` begins no formula.
 
-    A letter that the font lacks comes from another font of the machine. If no font has it, its
-    code is shown, for example \\u4e2d. Titles that are too long continue on the next line.
+    Letters that the font lacks come from another font of the machine. Where no font has one, its
+    code stands in its place, as \\u4e2d. Titles that are too long continue on the next line.
     """
 
     def draw(self, renderer):
@@ -38,27 +38,19 @@ class Figure(matplotlib.figure.Figure):
 
 
 def shown(text):
-    """The text as a `Figure` shows it, with codes for letters that no font has."""
+    """The text as a `Figure` shows it: letters that no font has as their codes."""
     return text.translate(_fallback(frozenset(text), frozenset((findfont(FontProperties()),)))[1])
 
 
 @lru_cache
 def _fallback(letters, fonts):
-    """How to show letters that some of the fonts lack.
-
-    Args:
-        letters: frozenset of characters.
-        fonts: frozenset of paths.
-
-    Returns:
-        (families, codes): names of other font families that have these letters; and a dict from
-        letter to code for those that no font has.
-    """
+    """The families of further fonts that have letters which one of some fonts (paths) lacks; and
+    the codes, by letter, of those that no font has."""
     lacking = {c for c in letters if c != "\n" and not all(_has(path, c) for path in fonts)}
     families = []
     if lacking:
         _find_new_fonts()
-        plain = [f for f in fontManager.ttflist if "Last Resort" not in f.name]  # draws only boxes
+        plain = [font for font in fontManager.ttflist if "Last Resort" not in font.name]  # boxes
         for font in sorted(plain, key=lambda f: (f.style != "normal", str(f.weight), f.name)):
             found = {c for c in lacking if font.name not in families and _has(font.fname, c)}
             families += [font.name] * bool(found)
@@ -69,15 +61,15 @@ def _fallback(letters, fonts):
 
 
 def _find_new_fonts():
-    """Add the fonts that were installed after matplotlib made its list."""
+    """Make fonts known that were installed after matplotlib listed those of the machine."""
     known = {font.fname for font in fontManager.ttflist}
     for path in set(findSystemFonts()) - known:
-        with suppress(Exception):  # matplotlib cannot draw this font
+        with suppress(Exception):  # it cannot be drawn
             fontManager.addfont(path)
 
 
 def _has(path, letter):
-    """Whether matplotlib can draw a letter with a font. It cannot use fonts of coloured pixels."""
+    """Whether a font can draw a letter. Fonts of coloured pixels cannot be drawn at all."""
     try:
         font = get_font(path)
     except (OSError, RuntimeError):  # damaged
@@ -87,7 +79,7 @@ def _has(path, letter):
 
 
 def _break_lines(text, renderer, most):
-    """Break the lines of a text so that none is wider than `most` pixels."""
+    """Break the lines of a text so that none is wider than so many pixels."""
     lines = text.get_text().split("\n")
     for length in range(max(map(len, lines)), 10, -1):
         if text.get_window_extent(renderer).width <= most:

@@ -133,7 +133,7 @@ def pages_of_files(settings, rows=8):
             none_read = False
             yield images, [Path(paths[i]).name for i in read]
     if none_read:
-        raise UserError(f"--images={path}: none of the {len(paths)} files can be read as an image.")
+        raise UserError(f"--images={path}: none of {len(paths)} files can be read as an image.")
 
 
 @lru_cache
