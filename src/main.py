@@ -7,7 +7,7 @@ from absl import app, logging
 from agglomerator import cli
 from agglomerator.config import SharedError, UserError
 from agglomerator.islands import window
-from agglomerator.util import terminal
+from agglomerator.util.terminal import say
 
 
 def parse(argv):
@@ -29,26 +29,22 @@ def main(parsed):
         run(*parsed)
     except SharedError as error:
         if distributed.rank() == 0:
-            say(error)
+            say_error(error)
         # A process that ends makes launchers end the others: none does before it is said.
         distributed.leave_process_group()
         raise SystemExit(2) from None
     except UserError as error:
         fail(error)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        fail(f"{error.filename}: {error.strerror}; name another place, or make room or access.")
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 
-def say(error):
-    terminal.write(f"error: {error}", sys.stderr)
+def say_error(error):
+    say(f"error: {error}", sys.stderr, every_process=True)
 
 
 def fail(error):
-    say(error)
+    say_error(error)
     raise SystemExit(2)
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from agglomerator import Agglomerator, load_checkpoint
 from agglomerator.config import INPUT_SETTINGS, MODEL_SETTINGS, Settings, UserError
-from agglomerator.runs.checkpoints import complete, fingerprint, read, shelve
+from agglomerator.plan import complete_from_checkpoint
+from agglomerator.runs.checkpoints import fingerprint, read, shelve
 
 REFERENCE = ROOT / "tests" / "reference" / "self_radius2.pt"
 SMALL = dict(image_size=16, conv_image_size=4, patch_dim=6, contr_dim=5, n_classes=3)
@@ -126,8 +127,11 @@ def test_unknown_pretrained_name_lists_those_that_there_are():
 def test_images_of_another_data_set_are_normalised_as_the_network_knows_it(stage_one_checkpoint):
     checkpoint = read(stage_one_checkpoint)
     own = Settings(dataset="ImageFolder", normalization="CIFAR10")
-    assert complete(own, {"dataset"}, checkpoint).normalization == "digits"
-    assert complete(own, {"dataset", "normalization"}, checkpoint).normalization == "CIFAR10"
+    assert complete_from_checkpoint(own, {"dataset"}, checkpoint).normalization == "digits"
+    assert (
+        complete_from_checkpoint(own, {"dataset", "normalization"}, checkpoint).normalization
+        == "CIFAR10"
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
@@ -231,7 +235,7 @@ def test_own_checkpoint_keeps_its_radius(tmp_path, radius):
     torch.save(content, tmp_path / "own.ckpt")
     settings = load_checkpoint(tmp_path / "own.ckpt").settings
     assert settings.local_consensus_radius == radius
-    completed = complete(Settings(), set(), read(tmp_path / "own.ckpt"))
+    completed = complete_from_checkpoint(Settings(), set(), read(tmp_path / "own.ckpt"))
     assert completed.local_consensus_radius == radius
 
 

@@ -91,7 +91,7 @@ def _train(rank, world, folder, changes, port):
     data.setup()
     module = LitAgglomerator(Agglomerator(**dataclasses.asdict(settings)), settings, data)
     record = Record()
-    build_trainer(settings, settings.stage, [record]).fit(module, datamodule=data)
+    build_trainer(settings, True, [record]).fit(module, datamodule=data)
     assert distributed.n_processes() == world
     found = {name: getattr(record, name) for name in ("losses", "gradients", "figures")}
     found["weights"] = module.model.state_dict()

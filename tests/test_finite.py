@@ -65,7 +65,7 @@ def stop(module, folder, poison):
     """Train until it stops: the message, and what the last checkpoint holds."""
     keeper = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True)
     settings = SETTINGS.replace(output_dir=str(folder))
-    trainer = build_trainer(settings, "contrastive", [poison, keeper])
+    trainer = build_trainer(settings, True, [poison, keeper])
     with pytest.raises(UserError) as error:
         trainer.fit(module, datamodule=module.data)
     assert str(folder / "last.ckpt") in str(error.value)
@@ -162,11 +162,11 @@ def test_every_precision_learns(module, tmp_path, precision):
         def on_train_epoch_end(self, trainer, module):
             losses.append(float(trainer.callback_metrics["train_loss"]))
 
-    build_trainer(settings, "contrastive", [Losses()]).fit(module, datamodule=module.data)
+    build_trainer(settings, True, [Losses()]).fit(module, datamodule=module.data)
     assert len(losses) == 3
     assert losses[2] < 0.95 * losses[0]
 
 
 def test_precision_in_which_nothing_learns_is_refused(tmp_path):
     with pytest.raises(UserError, match="--precision=16-true"):
-        build_trainer(SETTINGS.replace(precision="16-true"), "contrastive", [Callback()])
+        build_trainer(SETTINGS.replace(precision="16-true"), True, [Callback()])

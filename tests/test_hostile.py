@@ -32,6 +32,7 @@ from agglomerator.data.images import read_image
 from agglomerator.data.sets.smallnorb import NAMES, read_matrix
 from agglomerator.data.sets.torchvision_sets import files_of
 from agglomerator.islands.figures import Projection
+from agglomerator.plan import complete_from_checkpoint, complete_from_data
 from agglomerator.runs import checkpoints
 
 SECONDS = 20
@@ -140,8 +141,8 @@ def trained(tmp_path_factory):
 def use(path):
     """What a test of a checkpoint does with it before it looks at any data."""
     checkpoint = checkpoints.read(path)
-    settings = checkpoints.complete(Settings(dataset="digits"), {"dataset"}, checkpoint)
-    settings = registry.complete(settings, set())
+    settings = complete_from_checkpoint(Settings(dataset="digits"), {"dataset"}, checkpoint)
+    settings = complete_from_data(settings, set())
     wanted = dataclasses.asdict(settings)
     names = *checkpoints.MODEL_SETTINGS, *checkpoints.INPUT_SETTINGS
     model = checkpoints.build(checkpoint, **{name: wanted[name] for name in names})

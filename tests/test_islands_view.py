@@ -214,13 +214,15 @@ def test_a_run_in_the_foreground_of_a_terminal_waits_for_ctrl_c(picture):
     process, terminal = pty.fork()
     if process == 0:
         os.execve(sys.executable, [sys.executable, "-c", code, str(picture)], environment)
-    said = b""
+    said, pressed = b"", False
     with suppress(OSError):  # that is how a terminal ends
         while part := os.read(terminal, 4096):
             said += part
-            if b"until you press Ctrl-C." in part:
+            if b"until you press Ctrl-C." in said and not pressed:
                 assert b"at its end" not in said
+                time.sleep(0.5)  # it says so just before it waits
                 os.write(terminal, b"\x03")
+                pressed = True
     assert os.waitpid(process, 0)[1] == 0
     assert b"at its end" in said, said
 

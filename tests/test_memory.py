@@ -5,7 +5,7 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from agglomerator.commands.run import embed
+from agglomerator.commands.evaluate import embed
 from agglomerator.config import Settings
 from agglomerator.data.module import ImageDataModule
 from agglomerator.model.agglomerator import Agglomerator
@@ -51,7 +51,7 @@ def module(tmp_path):
 
 def test_memory_does_not_grow_with_the_length_of_training(module):
     watch = Watch((250, 750, 1250))  # each the first of an epoch
-    build_trainer(module.settings, "contrastive", [watch]).fit(module, datamodule=module.data)
+    build_trainer(module.settings, True, [watch]).fit(module, datamodule=module.data)
     first, middle, last = watch.found
     assert last[:2] == middle[:2] == first[:2]
     assert last[2] - middle[2] < 500 / 4  # pieces of memory, one in four steps
@@ -59,7 +59,7 @@ def test_memory_does_not_grow_with_the_length_of_training(module):
 
 def test_memory_grows_with_the_test_set_by_what_is_returned_alone(module):
     watch = Watch((10, 170))
-    trainer = build_trainer(module.settings, "contrastive", logs=False)
+    trainer = build_trainer(module.settings, False, logs=False)
     trainer.callbacks.append(watch)
     trainer.test(module, datamodule=module.data, verbose=False)
     assert watch.found[0][:2] == watch.found[1][:2]

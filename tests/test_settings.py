@@ -4,6 +4,7 @@ import re
 import pytest
 
 from agglomerator.config import FIELDS, Settings, UserError
+from agglomerator.plan import complete_from_checkpoint
 from agglomerator.runs import checkpoints
 
 # Settings that cannot work, and what the message must name: the flag with its value, and a way out.
@@ -65,7 +66,7 @@ def test_name_follows_the_data_set_of_the_checkpoint():
         (Settings(exp_name="CIFAR10"), {"exp_name"}, "CIFAR10"),
         (Settings(dataset="MNIST"), {"dataset"}, "MNIST"),
     ):
-        assert checkpoints.complete(settings, given, shelved).exp_name == name
+        assert complete_from_checkpoint(settings, given, shelved).exp_name == name
 
 
 @pytest.mark.parametrize("values, flag, way_out", REFUSED.values(), ids=REFUSED)

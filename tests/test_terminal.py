@@ -2,8 +2,8 @@ import io
 
 import pytest
 
-from agglomerator.util import terminal
 from agglomerator.util.files import written_whole
+from agglomerator.util.terminal import say
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from agglomerator.util.files import written_whole
 def test_what_a_stream_cannot_show_is_written_as_its_code(encoding, text, line):
     buffer = io.BytesIO()
     stream = io.TextIOWrapper(buffer, encoding, newline="")
-    terminal.write(text, stream)
+    say(text, stream)
     assert buffer.getvalue() == line + b"\n"
 
 

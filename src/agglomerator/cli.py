@@ -12,7 +12,8 @@ from types import NoneType
 from absl import flags
 
 from agglomerator.config import FIELDS, Settings, UserError, value_types
-from agglomerator.util import terminal
+from agglomerator.defaults import derive
+from agglomerator.util.terminal import say
 
 FLAGS = flags.FLAGS
 
@@ -115,7 +116,7 @@ def parse(argv):
         SystemExit: the user asked for help, which is printed.
     """
     if any(argument in ("-h", "-help", "--help", "--helpshort") for argument in argv[1:]):
-        terminal.write(help_text())
+        say(help_text())
         raise SystemExit(0)
     program, *arguments = argv
     plain, arguments = [], iter(arguments)
@@ -130,7 +131,8 @@ def parse(argv):
             _take(program, [line], where)
     _take(program, plain)
     given = {name for name in FIELDS if FLAGS[name].present}
-    return Settings(**{name: FLAGS[name].value for name in FIELDS}), given
+    values = {name: FLAGS[name].value for name in FIELDS}
+    return Settings(**derive(values, given)), given
 
 
 def _take(program, arguments, where=""):

@@ -116,12 +116,19 @@ class Settings:
         "are found and unpacked there. IMAGENET and ImageFolder read train/<class>/* and "
         "test/<class>/*. Images in val/ are for validation, or for the test if there is no test/.",
     )
-    image_size: int = setting("data", 32, "Side of the input images, in pixels.", low=8, high=4096)
+    image_size: int = setting(
+        "data",
+        32,
+        "Side of the input images, in pixels. Unless you give it: 16 for digits, 28 for MNIST and "
+        "FashionMNIST, 256 for IMAGENET.",
+        low=8,
+        high=4096,
+    )
     n_channels: int = setting(
         "data",
         3,
         "Channels that the network sees: 1 (colour images are made gray) or 3 (gray images are "
-        "repeated).",
+        "repeated). Unless you give it: 1 for digits, FashionMNIST and smallNORB.",
         choices=(1, 3),
     )
     n_classes: int = setting(
@@ -247,10 +254,10 @@ class Settings:
     conv_image_size: int = setting(
         "model",
         8,
-        "Side of the tokenizer's output grid: image_size, or its half or quarter, rounded up. "
-        "image_size gives a column to every pixel: use it with --head=grid and a small batch. "
-        "Attention grows with the square of the number of columns, unless local_consensus_radius "
-        "limits it.",
+        "Side of the tokenizer's output grid: a quarter of image_size unless you give it, or its "
+        "half or all of it, rounded up. image_size gives a column to every pixel: use it with "
+        "--head=grid and a small batch. Attention grows with the square of the number of columns, "
+        "unless local_consensus_radius limits it.",
         low=1,
     )
     tokenizer: str = setting(
@@ -342,8 +349,8 @@ class Settings:
     lr_speed: int = setting(
         "training",
         2000,
-        "Length of the one-cycle schedule, in epochs. Afterwards the learning rate keeps its last "
-        "value.",
+        "Length of the one-cycle schedule, in epochs; if you give only max_epochs, it is "
+        "max_epochs. Afterwards the learning rate keeps its last value.",
         low=1,
     )
     max_epochs: int = setting(
@@ -352,8 +359,7 @@ class Settings:
     supervised_epochs: int | None = setting(
         "training",
         None,
-        "Number of epochs of stage two, and the length of its schedule. None: max_epochs and "
-        "lr_speed.",
+        "Number of epochs of stage two, and the length of its schedule. None: as in stage one.",
         low=1,
     )
     supervised_learning_rate: float | None = setting(

@@ -1,14 +1,30 @@
-"""What a run takes from its checkpoint: settings, classes, and which images are held out."""
+"""What a run does, resolved once: its settings, where it begins, its classes and its split.
+
+No other module changes settings.
+"""
 
 from dataclasses import dataclass
+from functools import cached_property
 
-from agglomerator.config import SPLIT_SETTINGS, Settings, UserError
+from agglomerator.config import (
+    INPUT_SETTINGS,
+    MODEL_SETTINGS,
+    SPLIT_SETTINGS,
+    Settings,
+    UserError,
+)
 from agglomerator.data import registry
 from agglomerator.data.classes import ClassMap, match
-from agglomerator.runs import checkpoints
+from agglomerator.runs.checkpoints import PUBLISHED_PARTS, Checkpoint, fingerprint, read
+from agglomerator.runs.folder import RunFolder
 from agglomerator.util.terminal import say
 
 SHOWN = 5  # class names in a message
+# Of a resumed training: what its optimizer and schedule keep, and what makes it another one.
+KEPT = "learning_rate", "lr_speed", "weight_decay"
+DECISIVE = ("seed", "val_share", "batch_size", "accumulate", "limit_train", "augmentation",
+            "temperature", "agreement")  # fmt: skip
+OF_STAGE_TWO = {"max_epochs": "supervised_epochs", "learning_rate": "supervised_learning_rate"}
 
 
 @dataclass(frozen=True)
@@ -16,7 +32,9 @@ class Plan:
     """How a run begins.
 
     Attributes:
-        settings: in force.
+        settings: in force, of its stage.
+        start: the checkpoint that it begins from, or None.
+        goes_on: it goes on with the training of that checkpoint, not just from its weights.
         class_map: `ClassMap` with the labels of the run; None for those of the data set.
         split_seed: decides which training images are held out.
         own_classifier: the checkpoint's classifier knows the classes of the run; if not, training
@@ -24,58 +42,202 @@ class Plan:
     """
 
     settings: Settings
-    class_map: ClassMap | None
     split_seed: int
+    start: Checkpoint | None = None
+    goes_on: bool = False
+    class_map: ClassMap | None = None
     own_classifier: bool = True
 
+    @cached_property
+    def folder(self):
+        """The `RunFolder` of its files."""
+        return RunFolder(self.settings)
 
-def resolve(settings, given, start, use):
+    @property
+    def is_done(self):
+        """The training that it goes on with has come to its end."""
+        return self.goes_on and self.start.epochs >= self.settings.max_epochs
+
+    @property
+    def goes_on_in_place(self):
+        """It goes on with the training that left its files in this folder."""
+        return (
+            self.goes_on and self.folder.last.parent.resolve() == self.start.path.resolve().parent
+        )
+
+    @cached_property
+    def began_from(self):
+        """`fingerprint` of the weights that a new training begins from; None of random ones."""
+        return None if self.start is None or self.goes_on else fingerprint(self.start.weights)
+
+
+def resolve(settings, given, use):
     """The `Plan` of a run. Says in a line what the checkpoint decides against the flags.
 
     Args:
-        settings: of the command line, with the stage to run.
+        settings: of the command line.
         given: names of the settings that the user gave.
-        start: the checkpoint to begin from, or None.
         use: "train", "test", "freeze" or "islands".
 
     Raises:
-        UserError: flags, data set and checkpoint contradict each other.
+        UserError: flags, data set and checkpoint contradict each other, or a checkpoint is missing.
     """
+    start = _find_start(settings, use)
+    settings = of_stage(settings) if use == "train" else _as_trained(settings, start, use)
     if start is None:
-        settings = registry.complete(settings, given)
-        return Plan(settings, None, settings.seed)
-    asked = settings
-    settings = checkpoints.complete(settings, given, start)
-    _tell_normalization(asked, given, start)
+        settings = complete_from_data(settings, given)
+        return Plan(settings, settings.seed)
+    asked, settings = settings, complete_from_checkpoint(settings, given, start)
+    _tell_data(asked, given, start, use)
     if use == "islands":
-        return Plan(settings.replace(n_classes=start.settings["n_classes"]), None, settings.seed)
-    found = registry.classes_of(settings)
-    known = start.settings["n_classes"]
+        settings = settings.replace(n_classes=start.settings["n_classes"])
+        return Plan(settings, settings.seed, start)
+    found, known = registry.classes_of(settings), start.settings["n_classes"]
     if "n_classes" in given and asked.n_classes not in (len(found), known):
-        raise UserError(
-            f"--n_classes={asked.n_classes}: {settings.dataset} has {len(found)} classes; use "
-            f"--n_classes={len(found)}."
-        )
-    class_map = _map_classes(settings, start, found, use)
+        raise _wrong_n_classes(asked, len(found))
+    goes_on = use == "train" and settings.resume_training and start.stage == settings.stage
+    class_map = _map_classes(settings, start, found, use, goes_on)
     own = class_map is not None
-    new = use == "train" and not own
-    settings = settings.replace(n_classes=len(found) if new else known)
+    settings = settings.replace(n_classes=known if own or use != "train" else len(found))
     settings, split_seed = _split(settings, asked, given, start, use)
-    return Plan(settings, class_map, split_seed, own)
+    if goes_on and start.resumable and start.epochs < settings.max_epochs:
+        settings = _keep_schedule(settings, start)
+    elif goes_on and not start.resumable:
+        raise UserError(
+            f"--resume_training: {start.name} holds weights alone, nothing to go on with; without "
+            "this flag training starts from them."
+        )
+    return Plan(settings, split_seed, start, goes_on, class_map, own)
 
 
-def _map_classes(settings, start, found, use):
+def _find_start(settings, use):
+    """The checkpoint that a run begins from, or None."""
+    folder = RunFolder(settings)
+    if settings.load_checkpoint_dir is not None:
+        return read(settings.load_checkpoint_dir)
+    if use != "train":
+        raise UserError(
+            f"--mode={settings.mode}: needs a checkpoint; name it by --load_checkpoint_dir, as "
+            f"--load_checkpoint_dir={folder.path / 'checkpoints' / 'best.ckpt'}."
+        )
+    if settings.resume_training:
+        if folder.last.is_file():
+            return read(folder.last)
+        say(f"--resume_training: there is no {folder.last} yet; begins from the start.")
+    if settings.stage == "supervised":
+        raise UserError(
+            "--supervise: trains a classifier on a trained network; name its checkpoint by "
+            f"--load_checkpoint_dir, as {folder.path / 'checkpoints' / 'best.ckpt'}, or let "
+            "everything learn by --finetune."
+        )
+    return None
+
+
+def of_stage(settings):
+    """The settings of a training: in stage two its own length and learning rate."""
+    s = settings
+    if s.stage == "contrastive":
+        return s
+    length = s.supervised_epochs
+    return s.replace(
+        lr_speed=length or s.lr_speed,
+        max_epochs=length or s.max_epochs,
+        learning_rate=s.supervised_learning_rate or s.learning_rate,
+    )
+
+
+def flag_of(name, settings):
+    """The flag that a setting of a training comes from."""
+    flag = OF_STAGE_TWO.get(name, name)
+    return name if settings.stage == "contrastive" or not getattr(settings, flag) else flag
+
+
+def _as_trained(settings, start, use):
+    """The settings with the stage of the checkpoint, where it names it."""
+    if use == "islands":
+        return settings
+    if start.stage is None:
+        if not settings.supervise:
+            say(
+                f"{start.name} does not name its stage: taken as stage one (--supervise: stage "
+                "two)."
+            )
+        return settings
+    return settings.replace(
+        supervise=start.stage != "contrastive", finetune=start.stage == "finetuned"
+    )
+
+
+def complete_from_data(settings, given):
+    """The settings with n_classes as the data set has it.
+
+    Args:
+        settings: of the command line.
+        given: names of the settings that the user gave.
+
+    Raises:
+        UserError: the user gave another n_classes, or there is no such data set.
+    """
+    n_classes = len(registry.classes_of(settings))
+    if "n_classes" in given and settings.n_classes != n_classes:
+        raise _wrong_n_classes(settings, n_classes)
+    return settings.replace(n_classes=n_classes)
+
+
+def complete_from_checkpoint(settings, given, checkpoint):
+    """The settings with what the user did not give taken from the checkpoint, where it tells.
+
+    Args:
+        settings: of the command line.
+        given: names of the settings that the user gave.
+        checkpoint: what `read` returned.
+
+    Raises:
+        UserError: they do not fit each other.
+    """
+    wanted = (*MODEL_SETTINGS, *INPUT_SETTINGS, "normalization", "seed")
+    published = checkpoint.stage is None
+    taken = {
+        name: value
+        for name, value in checkpoint.settings.items()
+        if name in wanted and (name not in given or (published and name in PUBLISHED_PARTS))
+    }
+    if published and "conv_image_size" in given:
+        taken.pop("image_size", None)
+    try:
+        return settings.replace(**taken)
+    except UserError as error:
+        raise UserError(f"--load_checkpoint_dir={checkpoint.name}: {error}") from None
+
+
+def _wrong_n_classes(settings, n_classes):
+    return UserError(
+        f"--n_classes={settings.n_classes}: {settings.dataset} has {n_classes} classes; use "
+        f"--n_classes={n_classes}."
+    )
+
+
+def _tell_data(asked, given, start, use):
+    """Say so if the user asks for other data, or another normalisation, than in the training."""
+    before = start.settings.get("dataset", asked.dataset)
+    if use == "test" and "dataset" in given and before != asked.dataset:
+        say(f"{start.name} was trained on {before}, not on {asked.dataset}.")
+    before = start.settings.get("normalization")
+    if "normalization" in given and before is not None and asked.normalization != before:
+        say(f"--normalization={asked.normalization}: {start.name} was trained by that of {before}.")
+
+
+def _map_classes(settings, start, found, use, goes_on):
     """The `ClassMap` of a data set with classes `found` onto those of the checkpoint; None if they
     are others."""
     names, n_known = start.class_names, start.settings["n_classes"]
-    stage, where = settings.stage, f"{settings.dataset} ({settings.data_dir})"
+    where, classifies = f"{settings.dataset} ({settings.data_dir})", settings.stage != "contrastive"
     if names is None and len(found) == n_known:
         if registry.entry_of(settings).classes is None:
             say(f"{start.name} does not name its classes: they are taken in the folders' order.")
         return ClassMap(found, tuple(range(n_known)))
     places = match(names or (), found)
     whole = places is not None and len(found) == n_known
-    classifies = stage != "contrastive"
     if whole or (places is not None and classifies and use != "train"):
         if not whole:
             say(f"{where} has {len(found)} of the {n_known} classes of {start.name}.")
@@ -83,7 +245,7 @@ def _map_classes(settings, start, found, use):
             say(f"The classes of {where} are mapped by name to the order of {start.name}.")
         return ClassMap(names, tuple(places))
     of_start = f"those of {start.name} are {_shown(names) if names else n_known}"
-    if use == "train" and settings.resume_training and start.stage == stage:
+    if goes_on:
         raise UserError(
             f"--resume_training: {where} has the classes {_shown(found)}; {of_start}. Without this "
             "flag training begins from its weights, with a new classifier."
@@ -100,12 +262,16 @@ def _map_classes(settings, start, found, use):
     return None
 
 
+def _shown(names):
+    more = f", ... ({len(names)})" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
 def _split(settings, asked, given, start, use):
-    """(settings, split_seed): which images are held out follows the checkpoint if it is of the same
+    """(settings, split_seed): the images held out follow the checkpoint if it is of the same
     training images."""
-    if use == "test" and settings.stage != "contrastive":
-        return settings, settings.seed
-    if start.split_seed is None:
+    unused = use == "test" and settings.stage != "contrastive"
+    if unused or start.split_seed is None:
         return settings, settings.seed
     there, dataset = start.training_images, start.settings.get("dataset")
     if (
@@ -130,12 +296,22 @@ def _split(settings, asked, given, start, use):
     return settings.replace(val_share=share), start.split_seed
 
 
-def _tell_normalization(asked, given, start):
-    before = start.settings.get("normalization")
-    if "normalization" in given and before is not None and asked.normalization != before:
-        say(f"--normalization={asked.normalization}: {start.name} was trained by that of {before}.")
-
-
-def _shown(names):
-    more = f", ... ({len(names)})" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def _keep_schedule(settings, start):
+    """The settings of a resumed training, with the rates that it keeps; says what differs."""
+    before = start.settings.get("optimizer", "adamw")
+    if before != settings.optimizer:
+        raise UserError(
+            f"--optimizer={settings.optimizer}: {start.name} was trained by {before}; go on by "
+            f"--optimizer={before}."
+        )
+    kept = {}
+    for name in KEPT:
+        before = start.settings.get(name)
+        if before is not None and before != getattr(settings, name):
+            kept[name] = kept[flag_of(name, settings)] = before
+            say(f"--{flag_of(name, settings)}: the resumed run keeps {before}.")
+    for name in DECISIVE:
+        before = start.settings.get(name)
+        if before is not None and before != getattr(settings, name):
+            say(f"--{name}: was {before}; the run goes on otherwise than it would have.")
+    return settings.replace(**kept)

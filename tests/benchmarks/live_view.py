@@ -15,13 +15,13 @@ from pathlib import Path
 
 from pytorch_lightning.callbacks import Callback
 
-from agglomerator.commands.run import keep_freed_memory
 from agglomerator.config import Settings
 from agglomerator.data.module import ImageDataModule
 from agglomerator.islands.live_view import IslandsView
 from agglomerator.model.agglomerator import Agglomerator
 from agglomerator.training.module import LitAgglomerator
 from agglomerator.training.trainer import build_trainer, quiet_libraries
+from agglomerator.util.machine import keep_freed_memory
 
 
 class Until(Callback):
@@ -65,7 +65,7 @@ def main():
         )  # fmt: skip
         data = ImageDataModule(s)
         data.setup()
-        trainer = build_trainer(s, "contrastive", [Until(60 * minutes)])
+        trainer = build_trainer(s, True, [Until(60 * minutes)])
         (view,) = (found for found in trainer.callbacks if isinstance(found, IslandsView))
         view._show, view._recolour = Timed(view._show), Timed(view._recolour)
         began = time.perf_counter()

@@ -15,7 +15,7 @@ import tempfile
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from agglomerator.commands.run import embed
+from agglomerator.commands.evaluate import embed
 from agglomerator.config import Settings
 from agglomerator.data import registry
 from agglomerator.data.images import ImageSet
@@ -73,7 +73,7 @@ def main():
         data.setup()
         module = LitAgglomerator(Agglomerator(**vars(s)), s, data)
         watch = Watch([steps * quarter // 4 for quarter in range(1, 5)])
-        build_trainer(s, "contrastive", [watch]).fit(module, datamodule=data)
+        build_trainer(s, True, [watch]).fit(module, datamodule=data)
         print(f"\n{'':<24}{'MiB':>8}{'growth':>9}")
         first = watch.found[min(watch.found)]
         for step, size in watch.found.items():
@@ -82,7 +82,7 @@ def main():
         for n in (2000, 4000, 8000, 16000):
             found = set_of(n, s)
             data.test = torch.utils.data.Subset(found, range(n))
-            trainer = build_trainer(s, "contrastive", logs=False)
+            trainer = build_trainer(s, False, logs=False)
             trainer.test(module, datamodule=data, verbose=False)
             embedding, labels = embed(trainer, module, data, data.test)
             returned = sum(x.numel() * x.element_size() for x in (embedding, labels))

@@ -45,8 +45,8 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 import oracle  # noqa: E402
 
 from agglomerator import Agglomerator  # noqa: E402
-from agglomerator.commands.run import keep_freed_memory  # noqa: E402
 from agglomerator.training.losses import supervised_contrastive_loss  # noqa: E402
+from agglomerator.util.machine import keep_freed_memory  # noqa: E402
 
 PAPER = {"patch_size": 1, "patch_dim": 128, "levels": 2}
 FASHION = {

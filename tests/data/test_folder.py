@@ -10,6 +10,7 @@ from agglomerator.data import registry
 from agglomerator.data.images import ImageFiles, ImageSet, UnreadableImage, read_image
 from agglomerator.data.module import ImageDataModule
 from agglomerator.data.sets import folder
+from agglomerator.plan import complete_from_data
 
 TINY = (
     "--dataset=ImageFolder",
@@ -362,9 +363,9 @@ def test_skip_unreadable(root, capfd):
 def test_n_classes_follows(root):
     save(root / "train" / "owl" / "0.png", Image.new("L", (8, 8)))
     s = settings(root, n_classes=10)
-    assert registry.complete(s, given=set()).n_classes == 3
+    assert complete_from_data(s, given=set()).n_classes == 3
     with pytest.raises(UserError, match="--n_classes=10.*3 classes"):
-        registry.complete(s, given={"n_classes"})
+        complete_from_data(s, given={"n_classes"})
 
 
 def test_command_line(root, tmp_path):

@@ -8,7 +8,8 @@ from PIL import Image
 from agglomerator.config import Settings, UserError
 from agglomerator.data.images import ImageSet
 from agglomerator.data.module import ImageDataModule, split
-from agglomerator.data.registry import DATA_SETS, complete
+from agglomerator.data.registry import DATA_SETS
+from agglomerator.plan import complete_from_data
 from agglomerator.util.random import seeded_generator
 
 DIGITS = dict(dataset="digits", image_size=16, conv_image_size=4, n_channels=1)
@@ -115,9 +116,9 @@ def test_augmented_views_differ_and_repeat_with_their_seed():
 def test_number_of_classes_follows_the_data_and_a_contradiction_is_refused(name):
     right = DATA_SETS[name].n_classes
     wrong = Settings(dataset=name, n_classes=right + 1)
-    assert complete(wrong, given=set()).n_classes == right
+    assert complete_from_data(wrong, given=set()).n_classes == right
     with pytest.raises(UserError, match=f"--n_classes={right}"):
-        complete(wrong, given={"n_classes"})
+        complete_from_data(wrong, given={"n_classes"})
 
 
 def test_unknown_data_set_is_refused_with_the_nearest():

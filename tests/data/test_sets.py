@@ -9,6 +9,7 @@ from agglomerator.data import registry
 from agglomerator.data.images import ImageSet
 from agglomerator.data.module import ImageDataModule, split
 from agglomerator.data.sets.partwhole import CLASSES, PartWhole
+from agglomerator.plan import complete_from_data
 
 PUBLISHED = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "smallNORB", "IMAGENET")
 
@@ -65,9 +66,9 @@ def test_unknown_name(wrong, near):
 
 def test_n_classes_follows_and_contradicts():
     s = Settings(dataset="CIFAR100")
-    assert registry.complete(s, given=set()).n_classes == 100
+    assert complete_from_data(s, given=set()).n_classes == 100
     with pytest.raises(UserError, match="--n_classes=10.*use --n_classes=100"):
-        registry.complete(s, given={"n_classes"})
+        complete_from_data(s, given={"n_classes"})
 
 
 @pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100", "digits"])

@@ -9,24 +9,80 @@ from pathlib import Path
 
 import numpy as np
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 
+from agglomerator.hierarchy.scores import mistakes
+from agglomerator.runs.folder import RunFolder
 from agglomerator.util.files import write_json, written_whole
 from agglomerator.util.lettering import Figure
 from agglomerator.util.terminal import say
 
 
-def summarise(trainer, best_path, last_path, metrics_path):
-    """Say how a training ended and where everything lies."""
+def describe(module, trainer):
+    """A line of what is about to be trained: images, parameters, device, epochs."""
+    settings, data = module.settings, module.data
+    seen = {name: data.images_an_epoch(name, trainer.world_size) for name in ("train", "val")}
+    device = trainer.accelerator.__class__.__name__.removesuffix("Accelerator")
+    return (
+        f"{settings.dataset}: {_part_of(seen['train'], len(data.train))} images to train on, "
+        f"{_part_of(seen['val'], len(data.val))} to validate; "
+        f"{sum(p.numel() for p in module.model.parameters()) / 1e6:.2f} M parameters; "
+        f"on {device} x {trainer.world_size}; {settings.max_epochs} epochs, learning rate up to "
+        f"{settings.learning_rate}"
+    )
+
+
+def _part_of(n, whole):
+    return str(n) if n == whole else f"{n} of {whole}"
+
+
+def tell_blindness(settings):
+    """Say so if the embedding does not depend on the image."""
+    if settings.blind:
+        say(
+            f"--denoise_iter={settings.denoise_iter} --iters={settings.iters}: the top level of "
+            f"{settings.levels} sees nothing of the image before state {settings.levels}: nothing "
+            "can be learned of it."
+        )
+
+
+def summarise(trainer, best, folder):
+    """Say how a training ended and where everything lies: the best checkpoint, and the files of a
+    `RunFolder`."""
     for name in ("train_loss", "train_acc", "val_loss", "val_acc"):
         if name in trainer.callback_metrics:
             say(f"  {name:<11} {float(trainer.callback_metrics[name]):.4f}")
-    if best_path == last_path:
-        say("  best        none: nothing was validated")
-    else:
-        say(f"  best        {best_path}")
-    say(f"  last        {last_path}")
-    say(f"  metrics     {metrics_path}")
+    say(f"  best        {'none: nothing was validated' if best == folder.last else best}")
+    say(f"  last        {folder.last}")
+    say(f"  metrics     {folder.metrics}")
     tell_upload(trainer.loggers)
+
+
+@rank_zero_only
+def finish(loggers):
+    """End the runs of Weights & Biases: what follows is a run of its own."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+
+
+def say_next(settings, path):
+    """Say what to do with the checkpoint that a training has left."""
+    following = {"supervise": True} if settings.stage == "contrastive" else {"mode": "test"}
+    say(f"Next: {command(settings, load_checkpoint_dir=path, **following)}")
+
+
+def how_to_go_on(settings):
+    """The sentence that ends a training which was stopped."""
+    changes = {}
+    if settings.mode == "all":
+        settings, changes = settings.replace(supervise=False, finetune=False), {"mode": "all"}
+    last = RunFolder(settings).last
+    if not last.is_file():
+        return "It had not come to its first checkpoint; nothing is kept."
+    if settings.load_checkpoint_dir is not None:  # it may stand in a flagfile
+        changes["load_checkpoint_dir"] = last
+    return f"Go on by: {command(settings, resume_training=True, **changes)}"
 
 
 def tell_upload(loggers):
@@ -70,57 +126,64 @@ def python():
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def write_test(folder, stage, record, confusion, classes):
-    """Write test_<stage>.json, and the confusion matrix as confusion_<stage>.csv and .png.
+def write_test(folder, record, classes):
+    """Write the record of a test as JSON, and its confusion matrix as CSV and PNG.
 
     Args:
-        folder: where to.
-        stage: "contrastive", "supervised" or "finetuned".
+        folder: the `RunFolder`.
         record: figures by name, from `record_of`.
-        confusion: (n_classes, n_classes) counts, row: true class, column: predicted class.
         classes: names.
 
     Returns:
         The paths written.
     """
-    paths = [folder / f"test_{stage}.json"]
-    write_json(paths[0], record)
-    paths.append(folder / f"confusion_{stage}.csv")
+    confusion = np.array(record["confusion_matrix"])
+    paths = [folder.test_record, *(folder.confusion.with_suffix(end) for end in (".csv", ".png"))]
+    write_json(paths[0], record, indent=2)
     with written_whole(paths[1]) as file:
         table = csv.writer(file)
         table.writerow(["true \\ predicted", *classes])
         for name, row in zip(classes, confusion.tolist(), strict=True):
             table.writerow([name, *row])
-    paths.append(folder / f"confusion_{stage}.png")
     with written_whole(paths[2], "wb") as file:
         draw_confusion(confusion, classes, record).savefig(file, dpi=120)
     return paths
 
 
-def record_of(settings, stage, checkpoint, loss, top5, confusion, classes, classified_by):
-    """The figures of a test as a dictionary."""
-    counts = confusion.sum(1)
-    correct = confusion.diagonal()
+def record_of(module, checkpoint, loss):
+    """The figures of a test that has ended, as a dictionary.
+
+    Args:
+        module: the `LitAgglomerator` that was tested.
+        checkpoint: its name.
+        loss: mean over the images.
+    """
+    settings, metrics, data = module.settings, module.metrics, module.data
+    confusion = metrics.confusion.compute().cpu().numpy()
+    counts, correct = confusion.sum(1), confusion.diagonal()
     top1 = float(correct.sum() / counts.sum())
+    shares = np.divide(correct, counts, out=np.full(len(counts), np.nan), where=counts > 0)
     record = {
         "dataset": settings.dataset,
-        "stage": stage,
+        "stage": settings.stage,
         "checkpoint": checkpoint,
-        "classified_by": classified_by,
+        "classified_by": module.classified_by,
         "test_time_flip": settings.test_time_flip,
         "images": int(counts.sum()),
         "loss": loss,
         "top1": top1,
         "error": 1 - top1,
     }
-    if len(classes) > 5:
-        record["top5"] = top5
-    per_class = np.divide(correct, counts, out=np.full(len(classes), np.nan), where=counts > 0)
+    if len(data.classes) > 5:
+        record["top5"] = float(metrics.top5.compute())
     record["per_class"] = {
         name: None if np.isnan(share) else float(share)
-        for name, share in zip(classes, per_class, strict=True)
+        for name, share in zip(data.classes, shares, strict=True)
     }
     record["confusion_matrix"] = confusion.tolist()
+    if data.hierarchy is not None:
+        record["hierarchy"] = data.hierarchy.name
+        record["mistakes"] = mistakes(confusion, data.hierarchy)
     return record
 
 

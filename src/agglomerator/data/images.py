@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 
 from agglomerator.config import UserError
-from agglomerator.util import terminal
+from agglomerator.util.terminal import say
 
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it raises what it logs
 Image.MAX_IMAGE_PIXELS = 2**25  # it warns of more, and refuses twice as many
@@ -121,7 +121,7 @@ class ImageFiles(Dataset):
             except UnreadableImage as error:
                 if not self.skip_unreadable:
                     raise
-                terminal.write(f"skipped: {error}")
+                say(f"skipped: {error}", every_process=True)
         none = torch.empty(0, self.n_channels, self.size, self.size, dtype=torch.uint8)
         return torch.stack(images) if images else none, read
 
@@ -142,7 +142,7 @@ class ImageFiles(Dataset):
             images[done : done + len(some)], read[done : done + len(some)] = some, numbers
             done += len(some)
         if done < total:
-            terminal.write(f"{total - done} of {total} images cannot be read and are left out.")
+            say(f"{total - done} of {total} images cannot be read and are left out.")
         read = read[:done]
         return ImageSet(images[:done], self.labels[read], self.classes, paths=self.paths[read])
 

@@ -173,25 +173,6 @@ def training_images(settings):
     return fingerprint(settings) if entry_of(settings).read is None else settings.dataset
 
 
-def complete(settings, given):
-    """The settings with n_classes as the data set has it.
-
-    Args:
-        settings: of the command line.
-        given: names of the settings that the user gave.
-
-    Raises:
-        UserError: the user gave another n_classes, or there is no such data set.
-    """
-    n_classes = len(classes_of(settings))
-    if "n_classes" in given and settings.n_classes != n_classes:
-        raise UserError(
-            f"--n_classes={settings.n_classes}: {settings.dataset} has {n_classes} classes; "
-            f"use --n_classes={n_classes}."
-        )
-    return settings.replace(n_classes=n_classes)
-
-
 _READ = {}  # what a run has read: its stages use the same data
 
 

@@ -17,7 +17,7 @@ SCENES = 1000
 BATCH = 100
 
 
-def compare(model, data, settings, device, most=SCENES):
+def compare(model, data, settings, device, most=SCENES, seed=42):
     """Score the islands of a network, and baselines, against the masks of test scenes.
 
     The baselines: k-means on colour and position of the pixels, for each scene told its number of
@@ -28,14 +28,15 @@ def compare(model, data, settings, device, most=SCENES):
     Args:
         model: `Agglomerator`.
         data: `ImageDataModule` whose test set has masks.
-        settings: of the run, as at the start of the training.
+        settings: of the run.
         device: to compute on.
         most: the first so many scenes count.
+        seed: of the untrained network's weights, as at the start of the training.
 
     Returns:
         A list of rows, dictionaries of `of`, what is scored, and of what `IslandScores` says.
     """
-    pl.seed_everything(settings.seed, workers=True, verbose=False)
+    pl.seed_everything(seed, workers=True, verbose=False)
     untrained = Agglomerator(**dataclasses.asdict(settings)).eval().to(device)
     model = model.eval().to(device)
     learned, unlearned = IslandScores(settings.levels), IslandScores(settings.levels)

@@ -267,26 +267,3 @@ def load_checkpoint(path, **flags):
         names = registry.entry_of(model.settings).classes
     model.class_names = None if names is None else list(names)
     return model
-
-
-def complete(settings, given, checkpoint):
-    """Settings with what the user did not give taken from the checkpoint, where it tells.
-
-    Args:
-        settings: of the command line.
-        given: names of the settings that the user gave.
-        checkpoint: what `read` returned.
-    """
-    wanted = (*MODEL_SETTINGS, *INPUT_SETTINGS, "normalization", "seed")
-    taken = {
-        name: value
-        for name, value in checkpoint.settings.items()
-        if name in wanted
-        and (name not in given or (checkpoint.stage is None and name in PUBLISHED_PARTS))
-    }
-    if checkpoint.stage is None and "conv_image_size" in given:
-        taken.pop("image_size", None)
-    try:
-        return settings.replace(**taken)
-    except UserError as error:
-        raise UserError(f"--load_checkpoint_dir={checkpoint.name}: {error}") from None

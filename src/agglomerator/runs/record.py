@@ -18,7 +18,6 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from agglomerator.config import FIELDS, UserError
 from agglomerator.runs.checkpoints import fingerprint
-from agglomerator.runs.folder import FROZEN, STAGE_PREFIX, tested
 from agglomerator.runs.resume import Stopped
 from agglomerator.util.files import write_json, written_whole
 from agglomerator.util.terminal import say
@@ -127,42 +126,38 @@ def _read(path):
 
 
 @rank_zero_only
-def put_aside(folder, stage, start, move=True):
+def put_aside(folder, start, move=True):
     """Put what an earlier run of the same stage and name left aside, so that nothing is lost.
 
     Args:
-        folder: of the run.
-        stage: name of the stage.
+        folder: the `RunFolder`.
         start: the checkpoint to start from, which stays where it is, too: other processes may be
             about to read it.
         move: False to leave everything where it is, too: the run goes on, from before its end.
     """
-    prefix = STAGE_PREFIX[stage]
-    last = f"checkpoints/{prefix}last.ckpt"
-    names = [f"checkpoints/{prefix}best.ckpt", last, f"logs/{stage}"]
-    names += [f"{prefix}flags.cfg", f"{prefix}run.json", *tested(stage)]
-    if stage == "contrastive":
-        names = [name for name in names if not name.startswith("islands/")] + ["islands"]
-    frozen = _read(folder / FROZEN[0])
-    if isinstance(frozen, dict) and frozen.get("stage") == stage:
-        names += FROZEN
-    aside = _keep(folder, names, stage, None if start is None else start.path, move)
+    left = folder.of_training() + folder.of_test()
+    if folder.stage == "contrastive":
+        left = [path for path in left if path.parent != folder.islands] + [folder.islands]
+    frozen = _read(folder.frozen_record)
+    if isinstance(frozen, dict) and frozen.get("stage") == folder.stage:
+        left += folder.of_freeze()
+    aside = _keep(left, folder.path, folder.stage, None if start is None else start.path, move)
     if aside is None:
         return
     if not move:  # whoever asks for the last checkpoint is to find where the run has gone back to
-        with start.path.open("rb") as source, written_whole(folder / last, "wb") as target:
+        with start.path.open("rb") as source, written_whole(folder.last, "wb") as target:
             shutil.copyfileobj(source, target)
     said = "An earlier run of this name was moved to" if move else "This run as it was is kept in"
     say(f"{said} {aside}.")
 
 
 @rank_zero_only
-def make_room(folder, names, settings, start):
+def make_room(paths, folder, settings, start):
     """Put the results of a test or of freeze aside if other weights or settings made them.
 
     Args:
-        folder: of the run.
-        names: of the files, first the record.
+        paths: of the results, first their record.
+        folder: path of the run's folder.
         settings: of the results to come.
         start: their checkpoint.
 
@@ -172,7 +167,7 @@ def make_room(folder, names, settings, start):
     made = {name: getattr(settings, name) for name in FIELDS if name in DECISIVE}
     made["iters"] = settings.n_iters
     made["normalization"] = settings.normalization or settings.dataset
-    weights, before = fingerprint(start.weights), _read(folder / names[0])
+    weights, before = fingerprint(start.weights), _read(paths[0])
     if not isinstance(before, dict) or not isinstance(before.get("settings"), dict):
         before = {"settings": {}}
     earlier = before["settings"]
@@ -180,7 +175,7 @@ def make_room(folder, names, settings, start):
         name for name in made if json.dumps(earlier.get(name)) != json.dumps(made[name])
     ]
     if differ or before.get("weights") != weights:
-        aside = _keep(folder, names, Path(names[0]).stem)
+        aside = _keep(paths, folder, paths[0].stem)
         of = [f"--{name}={earlier[name]}" for name in differ if name in earlier]
         if before.get("weights") != weights:
             of.insert(0, f"other weights, {before.get('checkpoint', 'not known which')}")
@@ -190,26 +185,28 @@ def make_room(folder, names, settings, start):
     return {"weights": weights, "settings": made, "git": git_state()}
 
 
-def _keep(folder, names, kind, stays=None, move=True):
+def _keep(paths, folder, kind, stays=None, move=True):
     """Move files and folders of a run, or copy them, to a folder in earlier/.
 
     Args:
-        names: in the folder; those that are not there, and folders without a file, do not count.
+        paths: in the folder; those that are not there, and folders without a file, do not count.
+        folder: path of the run's folder.
         kind: ends the name of the new folder.
         stays: path of a file that is copied in any case.
+        move: False to copy all.
 
     Returns:
         The new folder, or None if there was nothing.
     """
-    left = [name for name in names if _is_left(folder / name)]
+    left = [path for path in paths if _is_left(path)]
     if not left:
         return None
     moment = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     aside = folder / "earlier" / f"{moment}_{kind}"
     while aside.exists():
         aside = aside.with_name(f"{aside.name}_")
-    for name in left:
-        source, target = folder / name, aside / name
+    for source in left:
+        target = aside / source.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         is_folder = source.is_dir()
         if move and not (stays is not None and source.samefile(stays)):

@@ -19,7 +19,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from agglomerator.config import UserError
 from agglomerator.islands.live_view import IslandsView
-from agglomerator.runs.folder import run_folder
+from agglomerator.runs.folder import RunFolder
 from agglomerator.runs.resume import AtomicCheckpointIO, MetricsLogger
 from agglomerator.training.finite import StopUnlessFinite
 from agglomerator.util.machine import devices_of
@@ -28,29 +28,31 @@ from agglomerator.util.terminal import say
 TIMEOUT = timedelta(minutes=10)  # a process that does not answer for so long counts as lost
 
 
-def build_trainer(settings, stage, callbacks=(), logs=True):
+def build_trainer(settings, training, callbacks=(), logs=True):
     """The Trainer of a run.
+
+    Args:
+        settings: of the run.
+        training: it trains, on all devices; else it looks at each image once, on one device.
+        callbacks: beside those that every run has.
+        logs: whether metrics go to the loggers.
 
     Raises:
         UserError: Lightning refuses the flags of the machine.
     """
-    s = settings
+    s, folder = settings, RunFolder(settings)
     callbacks = list(callbacks)
-    training = bool(callbacks)
     terminal = sys.stdout is not None and sys.stdout.isatty()
     callbacks.append(Progress() if terminal else EpochLines())
     if training:
         callbacks[:0] = Pace(s.batch_size), StopUnlessFinite()
-    folder, version = run_folder(s), stage if training else f"{stage}_test"
+    version = s.stage if training else f"{s.stage}_test"
     if s.plot_islands and s.mode != "freeze":
-        callbacks.append(IslandsView(folder / "islands", stage, s.island_threshold))
+        callbacks.append(IslandsView(folder.islands, s.stage, s.island_threshold))
     devices, num_nodes = devices_of(s)
     prepare_strategies(s.blind)
-    if training and s.precision == "16-true":
-        raise UserError(
-            "--precision=16-true: gradients and their squares vanish in 16-bit floats of so small "
-            "a range, and nothing learns; use 16-mixed, bf16-mixed or bf16-true."
-        )
+    if training:
+        check_precision(s.precision)
     try:
         trainer = pl.Trainer(
             accelerator=s.accelerator,
@@ -67,8 +69,8 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
             num_sanity_val_steps=0,
             log_every_n_steps=10,
             use_distributed_sampler=False,
-            default_root_dir=folder,
-            logger=build_loggers(s, folder / "logs", version, training) if logs else False,
+            default_root_dir=folder.path,
+            logger=build_loggers(s, folder.logs.parent, version, training) if logs else False,
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO()] + ([] if training else [LightningEnvironment()]),
             enable_checkpointing=training,
@@ -84,6 +86,15 @@ def build_trainer(settings, stage, callbacks=(), logs=True):
     if not trainer.precision.startswith(s.precision):
         say(f"--precision={s.precision}: this device computes in {trainer.precision}.")
     return trainer
+
+
+def check_precision(precision):
+    """Raises UserError if nothing can learn in a precision."""
+    if precision == "16-true":
+        raise UserError(
+            "--precision=16-true: gradients and their squares vanish in 16-bit floats of so small "
+            "a range, and nothing learns; use 16-mixed, bf16-mixed or bf16-true."
+        )
 
 
 def prepare_strategies(blind):

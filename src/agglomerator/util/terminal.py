@@ -6,8 +6,8 @@ import sys
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 
-def write(text, stream=None):
-    """Print a line at once, and never let it end a training.
+def say(text, stream=None, every_process=False):
+    """Print a line at once, in the main process of a training, and never let it end the training.
 
     If the reader of a pipe has gone or the disk is full, all further output to that stream is
     thrown away. Letters that the stream's encoding lacks are written as codes, for example \\xfc.
@@ -15,7 +15,10 @@ def write(text, stream=None):
     Args:
         text: one line or several.
         stream: open text file; None for standard output.
+        every_process: print it in all processes.
     """
+    if getattr(rank_zero_only, "rank", 0) and not every_process:  # Lightning sets it
+        return
     stream = sys.stdout if stream is None else stream  # None still where it was closed
     try:
         try:
@@ -34,9 +37,3 @@ def escaped(text, encoding="utf-8"):
     """The text with codes for what an encoding lacks. UTF-8 lacks only the bytes of file names that
     are not text."""
     return text.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def say(text):
-    """`write`, but only in the main process of a training."""
-    if getattr(rank_zero_only, "rank", 0) == 0:  # Lightning sets it
-        write(text)

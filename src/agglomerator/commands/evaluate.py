@@ -1,0 +1,162 @@
+"""`--mode=test` and `--mode=freeze`: the figures, and the embeddings, of a checkpoint."""
+
+import csv
+import os
+
+import numpy as np
+import torch
+from pytorch_lightning.utilities import rank_zero_only
+from torch.utils.data import Subset
+
+from agglomerator.commands import report
+from agglomerator.commands.build import build_data, build_network
+from agglomerator.config import UserError
+from agglomerator.data.images import numbered
+from agglomerator.hierarchy import figures as hierarchy_figures
+from agglomerator.hierarchy import scores as hierarchy_scores
+from agglomerator.islands import baselines
+from agglomerator.islands.scores import MASKS
+from agglomerator.plan import resolve
+from agglomerator.runs.folder import SPLITS
+from agglomerator.runs.record import lock_run_folder, make_room
+from agglomerator.training.module import LitAgglomerator
+from agglomerator.training.trainer import build_loggers, build_trainer
+from agglomerator.util.files import written_whole
+from agglomerator.util.terminal import say
+
+
+@rank_zero_only
+def test(settings, given):
+    """Test a checkpoint on the test set, once, whole, in order; writes the figures."""
+    plan = resolve(settings, given, "test")
+    settings, folder, name = plan.settings, plan.folder, plan.start.name
+    lock_run_folder(folder.path, f"test_{folder.stage}")
+    model, data = build_network(plan), build_data(plan)
+    module = LitAgglomerator(model, settings, data, plan.own_classifier)
+    trainer = build_trainer(settings, False, logs=settings.plot_islands)
+    if settings.stage == "contrastive":
+        say("Stage one: classes by the nearest mean of the training images.")
+        _tell_limits(data, "train")
+        learned = data.limited("train")
+        embedding, rows = embed(trainer, module, data, learned)
+        module.metrics.class_means.update(embedding, learned.dataset.labels[rows])
+    _tell_limits(data, "test")
+    made = make_room(folder.of_test(), folder.path, settings, plan.start)
+    trainer.test(module, datamodule=data, verbose=False)
+    loss = trainer.callback_metrics["test_loss"]
+    if not loss.isfinite():
+        raise UserError(
+            f"{name}: its results on these images are not finite, and tell no class"
+            f"{'' if settings.precision == '32-true' else '; use --precision=32-true'}."
+        )
+    record = report.record_of(module, name, float(loss)) | made
+    record["islands"] = island_scores(trainer, module, plan.start.settings.get("seed"))
+    paths = report.write_test(folder, record, data.classes)
+    say("\n".join(report.lines_of(record)))
+    paths += folder.test_pictures() if settings.plot_islands else []
+    say("Written: " + ", ".join(map(str, paths)))
+    say(f"Next: {report.command(settings, mode='freeze', load_checkpoint_dir=name)}")
+
+
+def island_scores(trainer, module, seed=None):
+    """The scores of the islands of the test images; where parts and objects are known, of the
+    first ones, against these and beside baselines, of which the untrained network has the seed
+    of the training."""
+    settings, data = module.settings, module.data
+    tested = min(trainer.num_test_batches[0] * settings.batch_size, len(data.test))
+    found = {"threshold": settings.island_threshold, "images": tested}
+    if set(MASKS) <= set(getattr(data.test.dataset, "extra", ())):
+        found["images"] = min(tested, baselines.SCENES)
+        device, seed = trainer.strategy.root_device, settings.seed if seed is None else seed
+        rows = baselines.compare(module.model, data, settings, device, found["images"], seed)
+    else:
+        levels = enumerate(module.metrics.islands.compute())
+        rows = [{"of": f"level {level}", **scores} for level, scores in levels]
+    return found | {"rows": rows}
+
+
+@rank_zero_only
+def freeze(settings, given):
+    """Write the embeddings and labels of all images as .npy files, in data-set order; draw and
+    score how the classes lie in the embedding of the test images."""
+    plan = resolve(settings, given, "freeze")
+    settings, folder, name = plan.settings, plan.folder, plan.start.name
+    lock_run_folder(folder.path, "freeze")
+    model, data = build_network(plan), build_data(plan)
+    module = LitAgglomerator(model, settings, data, plan.own_classifier)
+    trainer = build_trainer(settings, False, logs=False)
+    made = make_room(folder.of_freeze(), folder.path, settings, plan.start)
+    for split in SPLITS:
+        _tell_limits(data, split)
+        embedding, labels = write_features(folder.features(split), trainer, module, split)
+        if split == "train" and module.by_class_means:
+            module.metrics.class_means.update(embedding, labels)
+    if not embedding.isfinite().all():
+        raise UserError(f"{name}: its embedding is not finite, and cannot be drawn or scored.")
+    with torch.no_grad():
+        predicted = module.logits(embedding.to(module.model.wl)).argmax(1).cpu()
+    arrays = embedding.numpy(), labels.numpy(), predicted.numpy()
+    by = module.classified_by
+    record = hierarchy_scores.record_of(settings, settings.stage, name, *arrays, data, by) | made
+    points, figures = hierarchy_figures.draw(*arrays[:2], record["scores"], settings, data)
+    say("\n".join(hierarchy_scores.lines_of(record)))
+    paths = hierarchy_figures.write(folder.path, record, figures)
+    say("Written: " + ", ".join(map(str, paths)))
+    loggers = build_loggers(settings, folder.logs.parent, "freeze")
+    hierarchy_figures.log(loggers, points, figures, *arrays[::2], data)
+    report.tell_upload(loggers)
+    report.finish(loggers)
+
+
+def _tell_limits(data, name):
+    """Say which part of a split --limit_train, --limit_val or --limit_test leaves."""
+    kept, whole = len(data.limited(name)), len(data.whole(name))
+    if kept < whole:
+        s = data.settings
+        limit = getattr(s, f"limit_{name}")
+        kind = {"train": "training", "val": "validation", "test": "test"}[name]
+        say(f"--limit_{name}={limit}: {kept} of {whole} {kind} images, drawn by --seed={s.seed}.")
+
+
+def embed(trainer, module, data, subset):
+    """Embeddings (N, contr_dim) of a subset in its order, and which images of its data set they
+    are of, (N,): those that cannot be read may be left out. On the CPU."""
+    if not len(subset):
+        return torch.empty(0, data.settings.contr_dim), torch.empty(0, dtype=torch.int64)
+    data.trainer = trainer
+    batches = trainer.predict(
+        module, data.in_order(Subset(numbered(subset.dataset), subset.indices))
+    )
+    embedding, rows = zip(*batches, strict=True)
+    return torch.cat(embedding), torch.cat(rows)
+
+
+def write_features(paths, trainer, module, split):
+    """Write the embeddings of a split as --limit_... leaves it, their labels, and which image each
+    row is of; returns embeddings (N, contr_dim) and labels (N,).
+
+    Args:
+        paths: of the three files, from `RunFolder.features`.
+    """
+    subset = module.data.limited(split)
+    embedding, rows = embed(trainer, module, module.data, subset)
+    labels = subset.dataset.labels[rows]
+    for path, array in zip(paths, (embedding, labels), strict=False):
+        with written_whole(path, "wb") as file:
+            np.save(file, array.numpy())
+    write_rows(paths[2], subset.dataset, rows)
+    names = ", ".join(path.name for path in paths[1:])
+    say(f"{paths[0]}  {tuple(embedding.shape)}, {names}")
+    return embedding, labels
+
+
+def write_rows(path, dataset, rows):
+    """Write which image each row of the features is of: its number in the data set (of the training
+    set, for those held out), label, class and, where there is one, file."""
+    with written_whole(path) as file:
+        table = csv.writer(file)
+        table.writerow(["index", "label", "class", "file"])
+        for index in rows.tolist():
+            label = int(dataset.labels[index])
+            name = "" if dataset.paths is None else os.fsdecode(dataset.paths[index])
+            table.writerow([index, label, dataset.classes[label], name])

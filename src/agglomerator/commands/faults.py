@@ -1,0 +1,32 @@
+"""Errors of machines as lines that tell the way out: memory, disks, lost workers, dead peers."""
+
+from agglomerator.config import UserError
+from agglomerator.data.module import is_lost_worker
+from agglomerator.util import distributed
+
+
+def as_user_error(error, settings):
+    """The `UserError` for an error of memory, of a file or of another process; None if it is none
+    of these."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return UserError(
+            f"{error.filename}: {error.strerror}; name another place, or make room or access."
+        )
+    out_of_memory = "out of memory", "not enough memory", "can't allocate memory"
+    of_torch = isinstance(error, RuntimeError) and any(each in str(error) for each in out_of_memory)
+    if of_torch or isinstance(error, MemoryError):
+        return UserError(
+            f"--batch_size={settings.batch_size}: out of memory; use a smaller one (in training "
+            "with --accumulate, for as many images to a step) or a smaller network."
+        )
+    if is_lost_worker(error):
+        return UserError(
+            f"--num_workers={settings.num_workers}: a process that reads images was ended from "
+            "outside, mostly where memory or /dev/shm is short; use fewer, or less --batch_size."
+        )
+    if distributed.is_fault_of_others(error):
+        return UserError(
+            "another process of this training has ended or does not answer: what it said is the "
+            "reason."
+        )
+    return None

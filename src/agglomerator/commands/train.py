@@ -1,0 +1,160 @@
+"""`--mode=train`: one stage of training."""
+
+import time
+from contextlib import contextmanager
+
+from agglomerator import cli
+from agglomerator.commands.build import build_data, build_network
+from agglomerator.commands.faults import as_user_error
+from agglomerator.commands.report import (
+    describe,
+    finish,
+    how_to_go_on,
+    say_next,
+    summarise,
+    tell_blindness,
+)
+from agglomerator.config import SharedError, UserError
+from agglomerator.plan import flag_of, of_stage, resolve
+from agglomerator.runs import checkpoints
+from agglomerator.runs.folder import RunFolder
+from agglomerator.runs.record import lock_run_folder, put_aside, recorded
+from agglomerator.runs.resume import (
+    BestCheckpoint,
+    LastCheckpoint,
+    Stopped,
+    StopSignals,
+    keep_metrics,
+)
+from agglomerator.training.module import LitAgglomerator
+from agglomerator.training.trainer import build_trainer
+from agglomerator.util import distributed
+from agglomerator.util.files import written_whole
+from agglomerator.util.terminal import say
+
+
+def train(settings, given, advise=True):
+    """Train one stage.
+
+    Args:
+        settings: of the command line.
+        given: names of the settings that the user gave.
+        advise: say at the end what comes next.
+
+    Returns:
+        The path of its best checkpoint, or of the last one where nothing was validated.
+    """
+    plan = resolve(settings, given, "train")
+    settings, folder = plan.settings, plan.folder
+    if plan.is_done:
+        best = tell_done(settings, plan.start)
+    else:
+        model = build_network(plan, training=True)
+        signals = StopSignals()
+        best_checkpoint = BestCheckpoint(folder.best, settings.monitor, settings.validate_every)
+        last_checkpoint = LastCheckpoint(folder.last, settings.checkpoint_every, signals)
+        callbacks = [best_checkpoint] * bool(settings.limit_val) + [last_checkpoint]
+        trainer = build_trainer(settings, True, callbacks)
+        if trainer.is_global_zero:
+            lock_run_folder(folder.path, folder.stage)
+        data = build_data(plan)
+        data.check_batch_size(trainer.world_size)
+        module = LitAgglomerator(model, settings, data)
+        module.began_from = plan.began_from
+        tell_start(plan)
+        prepare_folder(plan, trainer)
+        say(describe(module, trainer))
+        fit(plan, trainer, module, signals)
+        best = folder.best if folder.best.is_file() else folder.last
+        summarise(trainer, best, folder)
+        # A signal may have come after the last step; of --mode=all there is more to stop.
+        device, goes_on = trainer.strategy.root_device, settings.mode == "all"
+        stop = goes_on and distributed.greatest(signals.received, device)
+        finish(trainer.loggers)
+        if stop:
+            raise Stopped(stop)
+    if advise:
+        say_next(settings, best)
+    return best
+
+
+def tell_start(plan):
+    """Say what the training begins from, where that is not what the flags suggest."""
+    settings, start = plan.settings, plan.start
+    if start is not None and settings.resume_training and not plan.goes_on:
+        of = "the published format" if start.stage is None else f"the {start.stage} stage"
+        say(f"{start.name} is of {of}: the {settings.stage} stage starts from its weights.")
+    tell_blindness(settings)
+
+
+def prepare_folder(plan, trainer):
+    """Put what an earlier run left aside, and write the settings of this one."""
+    folder, start = plan.folder, plan.start
+    if not plan.goes_on_in_place or start.path.name != folder.last.name:
+        put_aside(folder, start, move=not plan.goes_on_in_place)
+    if trainer.is_global_zero:
+        with written_whole(folder.flags) as file:
+            cli.write(plan.settings, file)
+        if plan.goes_on:
+            keep_metrics(folder.metrics, start.step)
+
+
+def fit(plan, trainer, module, signals):
+    """Run the Trainer; records how long it took and how it ended."""
+    ckpt_path = str(plan.start.path) if plan.goes_on else None
+    began = time.monotonic()
+    with (
+        told_how_to_go_on(plan, module),
+        recorded(plan.settings, plan.folder.record, plan.goes_on),
+        signals,
+    ):
+        trainer.fit(module, datamodule=module.data, ckpt_path=ckpt_path, weights_only=True)
+    minutes = (time.monotonic() - began) / 60
+    since = " since it went on" if plan.goes_on else ""
+    stage = plan.settings.stage
+    say(f"\n{stage} training: {trainer.current_epoch} epochs, {minutes:.1f} minutes{since}")
+
+
+@contextmanager
+def told_how_to_go_on(plan, module):
+    """A training that ends before its time says how to go on; errors of machines become lines."""
+    try:
+        yield
+    except Stopped as stopped:
+        stopped.go_on = how_to_go_on(plan.settings)
+        raise
+    except SharedError:
+        raise
+    except Exception as error:
+        known = isinstance(error, UserError)
+        fault = error if known else as_user_error(error, plan.settings)
+        if fault is not None:
+            say(f"\nStopped. {how_to_go_on(plan.settings)}")
+            raise fault from None
+        if not plan.goes_on or module.steps_made:
+            raise
+        raise UserError(
+            f"--resume_training: {plan.start.name} is not fit to go on from "
+            f"({type(error).__name__}: {error}); without this flag its weights alone are taken."
+        ) from None
+
+
+def done_before(settings):
+    """The best checkpoint of a stage if --resume_training finds it complete, or None."""
+    last = RunFolder(settings).last
+    if settings.resume_training and last.is_file():
+        start = checkpoints.read(last)
+        if start.epochs >= of_stage(settings).max_epochs:
+            return tell_done(of_stage(settings), start)
+    return None
+
+
+def tell_done(settings, start):
+    """Say that a training is complete; returns the path of its best checkpoint."""
+    best = RunFolder(settings).best
+    say(
+        f"It is done: {start.name} has done {start.epochs} epochs; to go on, ask for more than "
+        f"--{flag_of('max_epochs', settings)}={settings.max_epochs}."
+    )
+    own = start.path.resolve().parent == best.parent.resolve()
+    return best if own and best.is_file() else start.name
