@@ -1,5 +1,7 @@
-"""SPEC section 3 written down a second time, as directly as can be: functions of the published
-state dict, levels as channel groups (B, K * d, n), one grouped 1x1 convolution a linear map."""
+"""The equations of the model (arXiv 2203.03282) written a second time, as directly as possible.
+
+Functions of the published state dict; levels are channel groups (B, K * d, n), and every linear map
+is one grouped 1x1 convolution."""
 
 import math
 

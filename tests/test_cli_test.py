@@ -198,7 +198,7 @@ def test_published_checkpoint_works_like_our_own(stage_two_checkpoint, tmp_path)
 
 
 def test_stage_two_from_a_published_checkpoint(stage_one_checkpoint, tmp_path):
-    # SPEC section 2 trains the classifier on one with --resume_training.
+    # With the published code the classifier was trained on one by --resume_training.
     path = save_published(tmp_path / "p.ckpt", load_checkpoint(stage_one_checkpoint).state_dict())
     small_run(
         tmp_path,

@@ -9,7 +9,7 @@ from agglomerator import cli
 from agglomerator.cli import _Number, _ShareOrNumber
 from agglomerator.config import FIELDS, Settings
 
-# The table of SPEC section 2.
+# The published flags and their defaults.
 DEFAULTS = dict(
     dataset="CIFAR10", exp_name="CIFAR10", patch_size=1, patch_dim=128, levels=2, iters=None,
     image_size=32, conv_image_size=8, n_channels=3, n_classes=10, denoise_iter=-1, dropout=0.3,

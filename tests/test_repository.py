@@ -39,3 +39,12 @@ def test_no_file_is_large(tracked):
     assert sum(path.stat().st_size for path in networks) <= 16 * 2**20
     others = set(tracked) - set(networks)
     assert [path for path in others if path.stat().st_size > 2_000_000] == []
+
+
+def test_readme_is_short_and_its_files_exist():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.encode()) <= 16000
+    for path in re.findall(r"\b(?:img|config)/[\w./]+\w|\btests/\w+/\w+\.py", text):
+        assert (ROOT / path).is_file(), path
+    for path in re.findall(r"`((?:data|model|training|hierarchy)/[\w/]+(?:\.py)?)/?`", text):
+        assert (ROOT / "src" / "agglomerator" / path).exists(), path

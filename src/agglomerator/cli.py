@@ -1,4 +1,4 @@
-"""The command line: one absl flag of each setting, grouped help, errors of one line."""
+"""The command line: an absl flag for each setting, help by subject, errors of one line."""
 
 import codecs
 import dataclasses
@@ -18,19 +18,19 @@ from agglomerator.util.terminal import say
 FLAGS = flags.FLAGS
 
 USAGE = """\
-Agglomerator: interpretable part-whole hierarchies for images.
+Agglomerator: interpretable part-whole hierarchies of images. CKPT is the path of a checkpoint.
 
   python src/main.py --flagfile config/config_digits.cfg
   python src/main.py --flagfile config/config_digits.cfg --supervise --load_checkpoint_dir CKPT
   python src/main.py --flagfile config/config_digits.cfg --mode test --load_checkpoint_dir CKPT
   python src/main.py --flagfile config/config_digits.cfg --mode islands --load_checkpoint_dir CKPT
 
-Every setting is a flag, on the command line or in a file named by --flagfile, one a line; the
-later one counts.
+Every setting is a flag, on the command line or in a file that --flagfile names. If a flag comes
+twice, the later one counts.
 """
 FLAGFILE = """\
---flagfile: file of flags, one a line, as --levels=2. # begins a comment, quotes may surround a
-      value. It may name further such files, which lie beside it or in the working directory.
+--flagfile: file with one flag per line, such as --levels=2 or --levels 2. A # begins a comment, and
+      quotes may surround a value. It may name other flagfiles, beside it or in the working folder.
 """
 MOST_FLAGFILES = 50  # that name one another
 ENCODINGS = {
@@ -49,7 +49,7 @@ GROUPS = {
 
 
 class _ShareOrNumber(flags.ArgumentParser):
-    """A share of batches (0.5, 1.0) or, written without a point, their number (1, 10)."""
+    """A share of batches (0.5, 1.0) or, written without a point, a number of batches (1, 10)."""
 
     def parse(self, argument):
         if isinstance(argument, int | float):
@@ -58,7 +58,7 @@ class _ShareOrNumber(flags.ArgumentParser):
         if "." in argument and value <= 1:
             return value
         if not value.is_integer():
-            raise ValueError(f"{argument} is neither")
+            raise ValueError(f"{argument} is neither a share nor a whole number")
         return int(value)
 
     def flag_type(self):
@@ -74,7 +74,7 @@ class _Number(flags.FloatParser):
 
 
 class _Optional(flags.ArgumentParser):
-    """What another parser takes, or the word None."""
+    """The values of another parser, or the word None."""
 
     def __init__(self, parser):
         self.parser = parser
@@ -105,14 +105,15 @@ def define():
 
 
 def parse(argv):
-    """Read the command line and its flagfiles.
+    """Read the command line and the flagfiles that it names.
 
     Returns:
         (settings, given): the checked `Settings`, and the set of names that the user gave.
 
     Raises:
-        UserError: a flag is unknown, malformed, out of its limits, or flags contradict each other.
-        SystemExit: help was asked for, and printed.
+        UserError: a flag is unknown, malformed or out of its limits, or two flags contradict each
+            other.
+        SystemExit: the user asked for help, which is printed.
     """
     if any(argument in ("-h", "-help", "--help", "--helpshort") for argument in argv[1:]):
         say(help_text())
@@ -135,7 +136,7 @@ def parse(argv):
 
 
 def _take(program, arguments, where=""):
-    """Let absl read arguments that name no flagfile; `where` begins what it says of a fault."""
+    """Let absl read arguments that name no flagfile. `where` begins the message of an error."""
     try:
         rest = FLAGS([program, *arguments])
     except flags.IllegalFlagValueError as error:
@@ -151,18 +152,22 @@ def _take(program, arguments, where=""):
 
 
 def _lines_of(name, within=(), where="--flagfile="):
-    """The flags of a flagfile and of those that it names.
+    """The flags of a flagfile and of the flagfiles that it names.
 
     Args:
-        name: of the file.
+        name: path of the file.
         within: paths of the files that name it.
-        where: begins what is said of a file that cannot be read.
+        where: beginning of the message if the file cannot be read.
 
     Yields:
-        (place, argument): what begins an error, and the flag as the command line has it.
+        (place, argument): the beginning of the message of an error in this line, and the flag as
+            on the command line.
+
+    Raises:
+        UserError: a file or a line cannot be read.
     """
     if len(within) > MOST_FLAGFILES:
-        raise UserError("--flagfile: names files that name files without end.")
+        raise UserError("--flagfile: the files name one another without end.")
     path = Path(os.path.expanduser(name))
     try:
         if within and (within[-1].parent / path).is_file():
@@ -171,13 +176,13 @@ def _lines_of(name, within=(), where="--flagfile="):
         encoding = next((e for bom, e in ENCODINGS.items() if content.startswith(bom)), "utf-8")
         text = content.decode(encoding)
     except OSError as error:
-        reason = f"{error.strerror}; name a file of flags, one a line."
+        reason = f"{error.strerror}; name a file with one flag per line."
         raise UserError(f"{where}{name}: {reason}") from None
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        raise UserError(f"{where}{name}: is no text in UTF-8; name a file of flags, one a line.")
-    if path.resolve() in within:  # what it says is said
+        raise UserError(f"{where}{name}: not a text in UTF-8; name a file with one flag per line.")
+    if path.resolve() in within:  # its flags are read already
         return
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
         place = f"{path}, line {number}: "
@@ -189,7 +194,7 @@ def _lines_of(name, within=(), where="--flagfile="):
 
 
 def _flag_of(line, place):
-    """Name and value of the flag in a line of a flagfile, None for what it does not have."""
+    """Name and value of the flag in a line of a flagfile, None for what is missing."""
     line = line.strip()
     if not line or line.startswith(("#", "//")):
         return None, None
@@ -199,16 +204,18 @@ def _flag_of(line, place):
     if not name:
         raise UserError(f"{place}{line}: not a flag; flags are written --name=value (see --help).")
     if not quoted and (value.startswith(('"', "'")) or re.search(r"\s--\w", value)):
-        raise UserError(f"{place}{line}: write one flag a line, and quotes around all of a value.")
+        raise UserError(
+            f"{place}{line}: write one flag per line, and quotes around the whole value."
+        )
     return name, value if equals or quoted or value else None
 
 
 def _in_words(name):
-    """What a setting may be."""
+    """The kinds of value that a setting takes, in words."""
     if value_types(name) == (int, float):
         if not name.startswith("limit_"):
             return "a number"
-        return "a share from 0.0 to 1.0, as 0.5, or a whole number of batches, as 10"
+        return "a share from 0.0 to 1.0, such as 0.5, or a whole number of batches, such as 10"
     words = {bool: "true or false", int: "a whole number", float: "a number", NoneType: "None"}
     return " or ".join(words.get(kind, "text") for kind in value_types(name))
 

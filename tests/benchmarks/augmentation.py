@@ -6,7 +6,8 @@ The sides take turns; a table shows the medians and their ratio to one image at 
 
     python tests/benchmarks/augmentation.py --data_dir DIR    # images in DIR/train/<class>/*.png
 
-Without --data_dir the images are generated.
+Without --data_dir the images are generated. On CIFAR-10 with two workers on a busy machine with two
+cores, whole batches made 8.6 to 12.2 times as many views per second (three runs).
 """
 
 import argparse

@@ -4,7 +4,7 @@
 
 Prints one table. All sides of a comparison take turns; figures are medians of the rounds, after
 one that does not count. A training step is two views of each of 128 random images forward, the
-contrastive loss, backward and AdamW. "Transcription" is tests/oracle.py, SPEC section 3 with
+contrastive loss, backward and AdamW. "Transcription" is tests/oracle.py, the equations with
 grouped convolutions, float32. FLOP are those of its matrix products and convolutions, counted by
 PyTorch, for every side the same, so that work saved counts as speed; the peak is that of a
 4096 x 4096 product. Memory is the peak of a process of its own, less what it holds before the
@@ -13,6 +13,16 @@ first step.
 glom-pytorch (`pip install glom-pytorch`) has column nets without norms, another attention and no
 head: the loop alone is compared, at equal columns, levels, width and iterations, forward and
 backward.
+
+On two cores of an AMD EPYC with AVX-512 (190 GFLOP/s in float32, 404 in bfloat16), --rounds 3,
+views per second and share of the peak, with the published tokenizer and head:
+
+                                    transcription  ours, float32  bfloat16    compiled
+    paper's CIFAR-10, 72.1 M            77 (56 %)      124 (90 %)     233 (80 %)  241 (83 %)
+    FashionMNIST, 11.9 M               283 (39 %)      580 (79 %)     868 (55 %)  616 (39 %)
+    loop alone (glom-pytorch: 134)                     206            351
+
+Four times the columns, 49 to 196, take 3.3 times the time, 16 times take 20.
 """
 
 import argparse

@@ -4,7 +4,7 @@ import torch
 from conftest import ROOT, run_program
 
 from agglomerator import Agglomerator
-from agglomerator.config import Settings, UserError
+from agglomerator.config import FIELDS, Settings, UserError
 from agglomerator.data import registry
 from agglomerator.data.images import ImageSet
 from agglomerator.data.module import ImageDataModule, split
@@ -25,6 +25,11 @@ def config(name):
     lines = (ROOT / "config" / f"config_{name}.cfg").read_text().splitlines()
     flags = [line.removeprefix("--").split("=") for line in lines if not line.startswith("#")]
     return dict(flags)
+
+
+def test_help_names_every_data_set():
+    help = FIELDS["dataset"].metadata["help"]
+    assert [name for name in registry.DATA_SETS if name not in help] == []
 
 
 @pytest.mark.parametrize("name", registry.DATA_SETS)

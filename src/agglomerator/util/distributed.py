@@ -1,6 +1,6 @@
-"""What spans the processes of one training: rows of all of them, batch norm over the whole batch.
+"""What the processes of one training share: gathered rows, BatchNorm over the whole batch.
 
-Each works on any device and backend, with exact gradients, and costs nothing in one process.
+All of it works on any device and backend, has exact gradients, and costs nothing in one process.
 """
 
 import torch
@@ -9,11 +9,11 @@ from torch import nn
 
 from agglomerator.util.precision import upcast
 
-LOST = "gloo", "Connection closed by peer", "Timed out"  # of gloo, which raises bare RuntimeErrors
+LOST = "gloo", "Connection closed by peer", "Timed out"  # gloo raises plain RuntimeErrors
 
 
 def n_processes():
-    """How many processes train together."""
+    """The number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -23,14 +23,14 @@ def rank():
 
 
 def leave_process_group():
-    """From here on each process is on its own."""
+    """Wait for the other processes, then leave the group: from here on each works alone."""
     if n_processes() > 1:
         dist.barrier()
         dist.destroy_process_group()
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes; the gradient of a process's rows is the sum over all processes."""
+    """Rows of all processes. The gradient of a process's rows is summed over all processes."""
 
     @staticmethod
     def forward(ctx, x):
@@ -47,21 +47,21 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(x):
-    """Rows of x (N, ...) of all processes, in the order of ranks: (processes * N, ...)."""
+    """Rows of all processes in the order of ranks: (N, ...) -> (processes * N, ...)."""
     return _Gather.apply(x) if n_processes() > 1 else x
 
 
 def greatest(number, device):
-    """The greatest of the whole numbers that the processes have; several wait for the device."""
+    """The greatest of the processes' integers. With several processes this waits for the device."""
     if n_processes() == 1:
         return number
     return int(gather(torch.tensor([number], device=device)).max())
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over the batches of all processes, as if they were one.
+    """BatchNorm over the batches of all processes as if they were one batch.
 
-    They must be of the same size. torch's own SyncBatchNorm refuses tensors on a CPU.
+    All batches must have the same size. torch's own SyncBatchNorm refuses tensors on a CPU.
     """
 
     def forward(self, x):
@@ -86,7 +86,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 def is_fault_of_others(error):
-    """Whether a RuntimeError tells that another process is gone or does not answer."""
+    """Whether a RuntimeError says that another process has ended or does not answer."""
     return n_processes() > 1 and (
         isinstance(error, dist.DistError) or any(word in str(error) for word in LOST)
     )

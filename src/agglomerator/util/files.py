@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written whole or not at all."""
 
 import json
 import math
@@ -8,16 +8,16 @@ from pathlib import Path
 
 
 def partial(path):
-    """Where a file is written before it takes its name."""
+    """The path at which a file is written before it takes its own name."""
     return Path(f"{path}.partial")
 
 
 @contextmanager
 def written_whole(path, mode="w"):
-    """Open a file to write that is there whole at the end, or as it was before.
+    """Open a file for writing. At the end it is there whole; after an error it is as before.
 
     Raises:
-        OSError: it cannot be written; it names the file.
+        OSError: the file cannot be written. The error names it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     encoding = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
@@ -31,7 +31,7 @@ def written_whole(path, mode="w"):
     except BaseException as error:
         partial(path).unlink(missing_ok=True)
         cause = error
-        while isinstance(cause, RuntimeError):  # PyTorch's, of a write that failed
+        while isinstance(cause, RuntimeError):  # PyTorch raises it when a write fails
             cause = cause.__context__
         if isinstance(cause, OSError):
             raise OSError(cause.errno, cause.strerror, str(path)) from None
@@ -39,7 +39,7 @@ def written_whole(path, mode="w"):
 
 
 def write_json(path, content, indent=2):
-    """Write a file of JSON, with null for numbers that are not known: JSON has no NaN."""
+    """Write a JSON file. NaN and infinities become null: JSON has no such numbers."""
     with written_whole(path) as file:
         file.write(json.dumps(_known(content), indent=indent, allow_nan=False) + "\n")
 

@@ -1,4 +1,4 @@
-"""How many devices and processes of this machine a run uses: by its flags, and what started it."""
+"""How many devices and processes a run uses on this machine, by its flags and its launcher."""
 
 import ctypes
 import os
@@ -11,7 +11,7 @@ from agglomerator.config import UserError
 
 
 def count_gpus(accelerator):
-    """Devices of this machine, CPUs aside, that Lightning finds for its word for the hardware."""
+    """Number of this machine's devices, other than CPUs, for a value of --accelerator."""
     known = set(AcceleratorRegistry) - {"cpu"}
     wanted = known if accelerator in ("auto", "gpu") else known & {accelerator}
     found = [AcceleratorRegistry[name]["accelerator"] for name in wanted]
@@ -19,25 +19,25 @@ def count_gpus(accelerator):
 
 
 def devices_of(settings):
-    """Devices of a machine, in Lightning's words, and number of machines that a training takes.
+    """The devices of each machine, as Lightning takes them, and the number of machines.
 
     Raises:
-        UserError: this machine has fewer GPUs than asked for.
+        UserError: this machine has fewer GPUs than --num_gpus.
     """
     s = settings
-    if TorchElasticEnvironment.detect():  # torchrun has started so many, whatever the flags say
+    if TorchElasticEnvironment.detect():  # torchrun has started the processes already
         here = int(os.environ["LOCAL_WORLD_SIZE"])
         return here, int(os.environ["WORLD_SIZE"]) // here
     if s.devices is not None:
         return s.devices, s.num_nodes
     gpus = count_gpus(s.accelerator)
     if gpus and s.num_gpus > gpus:
-        raise UserError(f"--num_gpus={s.num_gpus}: this machine has {gpus}; use fewer.")
+        raise UserError(f"--num_gpus={s.num_gpus}: this machine has {gpus}; use at most {gpus}.")
     return s.num_gpus if gpus else 1, s.num_nodes
 
 
 def processes_here(settings):
-    """How many processes of a run share this machine: one a device, and one unless it trains."""
+    """How many processes of a run share this machine: one per device in training, else one."""
     if settings.mode not in ("train", "all"):
         return 1
     devices = str(devices_of(settings)[0]).strip()
@@ -45,11 +45,11 @@ def processes_here(settings):
         return max(1, count_gpus(settings.accelerator))
     if "," in devices:
         return max(1, sum(bool(each.strip()) for each in devices.split(",")))
-    return int(devices) if devices.isdecimal() else 1  # Lightning refuses others
+    return int(devices) if devices.isdecimal() else 1  # Lightning refuses anything else
 
 
 def memory():
-    """Bytes of memory of this machine, or of the container if it has less."""
+    """Memory of this machine in bytes, or of the container if that is less."""
     try:
         limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

@@ -1,4 +1,4 @@
-"""Arithmetic that stays exact in whatever precision the training step around it computes."""
+"""Arithmetic that stays in float32 whatever the precision of the training step around it."""
 
 import functools
 from contextlib import nullcontext
@@ -7,12 +7,12 @@ import torch
 
 
 def upcast(x):
-    """x as float32 if it is narrower: sums of many numbers need it."""
+    """x as float32 if its type is narrower. Sums of many numbers need that."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def without_autocast(device):
-    """Context in which operations on a device keep the types of their tensors."""
+    """A context in which operations on a device keep the types of their tensors."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
@@ -21,11 +21,11 @@ def without_autocast(device):
 def in_float32(function):
     """Make a function of images compute in float32 in every precision of training.
 
-    Mixed precision casts matrix products to 16 bits. In bf16-true and 64-true, tensors made
-    without a type (`torch.arange`, `torch.rand`, torchvision's grids) are of that type.
+    Mixed precision casts matrix products to 16 bits. With bf16-true and 64-true, tensors that are
+    made without a type (`torch.arange`, `torch.rand`, torchvision's grids) have that type.
 
     Args:
-        function: its first argument is a tensor, on the device that it computes on.
+        function: takes a tensor first, and computes on that tensor's device.
     """
 
     @functools.wraps(function)

@@ -5,6 +5,6 @@ import torch
 
 
 def seeded_generator(*numbers):
-    """A generator of random numbers that depends on the given numbers alone."""
+    """A torch.Generator on the CPU that depends only on the given non-negative integers."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
     return torch.Generator().manual_seed(seed)

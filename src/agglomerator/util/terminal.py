@@ -1,4 +1,4 @@
-"""Lines on standard output and error, which are lost if nobody takes them, and nothing else is."""
+"""Lines on standard output and error. If nobody reads them they are lost, but the run goes on."""
 
 import os
 import sys
@@ -7,14 +7,13 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 
 def say(text, stream=None, every_process=False):
-    """Print a line at once, in the main process of a training.
+    """Print a line at once, in the main process of a training, and never let it end the training.
 
-    A reader of a pipe that has gone, or a full disk, is no reason to lose a training: what is
-    written to such a stream from then on is thrown away. Nor are letters that the stream's encoding
-    does not have: their codes are written, as \\xfc.
+    If the reader of a pipe has gone or the disk is full, all further output to that stream is
+    thrown away. Letters that the stream's encoding lacks are written as codes, for example \\xfc.
 
     Args:
-        text: the line, or lines.
+        text: one line or several.
         stream: open text file; None for standard output.
         every_process: print it in all processes.
     """
@@ -26,7 +25,7 @@ def say(text, stream=None, every_process=False):
             print(text, file=stream, flush=True)
         except UnicodeEncodeError:
             print(escaped(text, stream.encoding), file=stream, flush=True)
-    except BlockingIOError:  # full for the moment
+    except BlockingIOError:  # the pipe is full for the moment
         pass
     except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -35,6 +34,6 @@ def say(text, stream=None, every_process=False):
 
 
 def escaped(text, encoding="utf-8"):
-    """The text with codes in place of what an encoding does not have: of UTF-8 that is the bytes of
-    file names that are no text."""
+    """The text with codes for what an encoding lacks. UTF-8 lacks only the bytes of file names that
+    are not text."""
     return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -1,4 +1,8 @@
-"""A folder of images: train/<class>/*, test/<class>/*, and val/<class>/* if there is one."""
+"""A folder of images: train/<class>/*, test/<class>/*, and val/<class>/* if there is one.
+
+The classes are the names of the folders in train/, sorted. Images may have any format, size and
+mode that `data.images.read_image` takes; how it treats them is told there.
+"""
 
 import hashlib
 import os
@@ -15,32 +19,32 @@ from agglomerator.util.terminal import say
 
 MEMORY_SHARE = 0.4
 LAYOUT = "train/<class>/* and test/<class>/*"
-# What systems put into folders beside what lies there; names that begin with a dot are hidden, too.
+# Folders and files that systems add. Names that begin with a dot are hidden, too.
 OF_SYSTEMS = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information",
               "lost+found", "Thumbs.db", "desktop.ini"}  # fmt: skip
 
 
 def folder_of(settings):
-    """The folder that holds train/: data_dir, or data_dir/<dataset>.
+    """The folder that holds train/: data_dir or data_dir/<dataset>.
 
     Raises:
-        UserError: there is none.
+        UserError: neither holds train/.
     """
     root = Path(settings.data_dir)
     for folder in (root, root / settings.dataset):
         if (folder / "train").is_dir():
             return folder
-    state = "has no train/ folder" if root.is_dir() else "is no folder"
-    raise UserError(f"--data_dir={root}: {state}; {settings.dataset} takes images from {LAYOUT}.")
+    state = "has no train/ folder" if root.is_dir() else "is not a folder"
+    raise UserError(f"--data_dir={root}: {state}; {settings.dataset} reads images from {LAYOUT}.")
 
 
 def class_names(settings):
-    """Names of the classes: of the folders in train/, sorted."""
+    """Names of the classes: those of the folders in train/, sorted."""
     return _listing(folder_of(settings) / "train")[0]
 
 
 def fingerprint(settings):
-    """What the names of all training images, below train/, hash to."""
+    """SHA-256 of the names of all training images, as a hexadecimal string."""
     folder = folder_of(settings) / "train"
     digest = hashlib.sha256()
     for path in _listing(folder)[1]:
@@ -51,16 +55,21 @@ def fingerprint(settings):
 def read_folder(settings, split, size):
     """The images of "train", "val" or "test", in the order of classes and file names.
 
-    Where there is no test/, val/ is the test set. Images are decoded once and kept if all of the
-    folder fits into two fifths of the memory, shared by the processes of this machine; else they
-    are read when needed. What is no image that can be read here is left out, and said.
+    Without a test/ folder, val/ is the test set. If the whole folder fits into two fifths of the
+    memory (divided by the processes of this machine), images are decoded once and kept; if not,
+    they are read when needed. Files of other formats are left out, and a line says how many.
+
+    Args:
+        settings: of the run.
+        split: "train", "val" or "test".
+        size: side of the images that come out, in pixels.
 
     Returns:
-        An `ImageSet` or `ImageFiles` of the settings' channels and the given side, or None for
-        "val" where there is no such set.
+        An `ImageSet` or `ImageFiles` of n_channels, size x size; None for "val" if there is no
+        such folder.
 
     Raises:
-        UserError: something is wrong with the folder or an image; it is named.
+        UserError: something is wrong with the folder or an image. The message names it.
     """
     folder = folder_of(settings)
     names = {"train": "train"}
@@ -81,7 +90,10 @@ def read_folder(settings, split, size):
         n_images += len(paths)
         unknown = [c for c in own if c not in classes]
         if unknown:
-            raise UserError(f"{folder / name / unknown[0]}: no such class in {folder / 'train'}.")
+            raise UserError(
+                f"{folder / name / unknown[0]}: no such class in {folder / 'train'}; add it there, "
+                "or remove it here."
+            )
         if name == names[split]:
             number = {c: classes.index(c) for c in own}
             found = paths, [number[own[label]] for label in labels]
@@ -95,18 +107,18 @@ def read_folder(settings, split, size):
 
 
 def pages_of_files(settings, rows=8):
-    """The images of --images, a file or a folder, a few at a time.
+    """The images of --images, a file or a folder, `rows` at a time.
 
     Yields:
         (images, names): (B, n_channels, image_size, image_size) uint8, and names of the files.
 
     Raises:
-        UserError: there are none, or none that can be read, or one that cannot and skip_unreadable
-            is not set.
+        UserError: there is no image, or none can be read, or one cannot be read and
+            skip_unreadable is not set.
     """
     s, path = settings, Path(settings.images)
     if not path.exists():
-        raise UserError(f"--images={path}: there is no such file or folder.")
+        raise UserError(f"--images={path}: there is no such file or folder; check the path.")
     paths, others = ([str(path)], Counter()) if path.is_file() else _images_below(path)
     if not paths:
         raise UserError(f"--images={path}: there is no image in it{_no_images(others)}.")
@@ -132,14 +144,14 @@ def _listing(folder):
     entries = sorted(_entries(folder))
     for path in entries:
         if path.is_symlink() and not path.exists():
-            raise UserError(f"{path}: a link that leads nowhere; mend or remove it.")
+            raise UserError(f"{path}: a link that leads nowhere; correct it or remove it.")
         if not path.is_dir() or not _is_to_read(str(path), top, set()):
             continue
         found, no_images = _images_below(path, top)
         if not found:
             raise UserError(
-                f"{path}: an empty class: no image in it{_no_images(no_images)}; add some or "
-                "remove it."
+                f"{path}: an empty class: no image in it{_no_images(no_images)}; add images or "
+                "remove the folder."
             )
         labels += [len(classes)] * len(found)
         paths += found
@@ -147,7 +159,7 @@ def _listing(folder):
         classes.append(path.name)
     if folder.name == "train" and len(classes) < 2:
         found = f"one class only, {classes[0]}" if classes else "no folders of classes"
-        raise UserError(f"{folder}: holds {found}; put at least two there, as {LAYOUT}.")
+        raise UserError(f"{folder}: holds {found}; at least two are needed, as in {LAYOUT}.")
     if others:
         say(f"{folder}: left out{_no_images(others)}.")
     loose = sum(path.suffix.lower() in known for path in entries if not path.is_dir())
@@ -164,14 +176,14 @@ def _entries(folder):
 
 
 def _images_below(folder, top=None):
-    """The images in a folder and its folders, each of which is read once.
+    """The images in a folder and the folders below it. Each folder is read once.
 
     Args:
-        folder: that is read; links to folders are followed.
-        top: real path of a folder that is read as a whole, of which this one is a part, or None.
+        folder: folder to read; links to folders are followed.
+        top: real path of the folder above that is read as a whole, or None.
 
     Returns:
-        (paths, others): sorted paths, and how many other files there are of which ending.
+        (paths, others): sorted paths of images, and the number of other files by ending.
 
     Raises:
         UserError: one of the folders cannot be read.
@@ -192,7 +204,7 @@ def _images_below(folder, top=None):
 
 
 def _endings():
-    """Endings of the names of files that can be read."""
+    """The endings of files that can be read."""
     readable = formats()
     return {end for end, kind in Image.registered_extensions().items() if kind in readable}
 
@@ -202,8 +214,11 @@ def _is_hidden(name):
 
 
 def _is_to_read(path, top, seen):
-    """Whether a folder is neither hidden nor read already, as one of `seen`, which it becomes one
-    of. A link is not read if it leads up, or into what lies below the top and is read itself."""
+    """Whether to read a folder; if so, it is added to `seen`.
+
+    Hidden folders and those in `seen` are not read. A link is not read if it leads to a folder
+    above it, or to one below the top, which is read anyway.
+    """
     real = os.path.realpath(path)
     leads_back = os.path.islink(path) and (
         _is_within(real, top)
@@ -222,12 +237,12 @@ def _is_within(path, folder):
 
 def _refuse(error):
     raise UserError(
-        f"{error.filename}: cannot be read ({error.strerror}); give access to it, or remove it."
+        f"{error.filename}: cannot be read ({error.strerror}); allow access to it, or remove it."
     ) from None
 
 
 def _no_images(others):
-    """The end of a sentence about files that are left out: how many, and the way out."""
+    """The end of a sentence about files that are left out: how many, and how to convert them."""
     if not others:
         return ""
     most_first = sorted(others.items(), key=lambda of: (-of[1], of[0]))

@@ -1,11 +1,14 @@
 """PartWhole: drawn scenes in which the part and the object of every pixel are known.
 
-A scene holds one or several objects (face, house, car, ...). Each object is a short table of
-parts, each part one ellipse or convex polygon. Scenes come from a seed, nothing is downloaded.
+A scene holds one or several objects (face, house, car, ...). An object is a short table of parts;
+a part is an ellipse or a convex polygon. Some parts occur in several objects (wheel, window, eye).
+Scenes are drawn from a seed; nothing is downloaded.
 
-The same arguments give the same bytes on every machine, whatever is drawn before: random numbers
-are raw PCG64 bits, and the drawing uses only operations that IEEE 754 rounds exactly
-(+ - * / sqrt; no sin, no BLAS sum that could round).
+The same arguments give the same bytes on every machine: random numbers are raw PCG64 bits, and the
+drawing uses only operations that IEEE 754 rounds exactly (+ - * / sqrt; no sin, no BLAS sum that
+could round).
+
+`PYTHONPATH=src python -m agglomerator.data.sets.partwhole img/PartWhole.png` draws a sheet of them.
 """
 
 import math
@@ -14,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Dataset
 
-# One row a part, back to front: name, shape, numbers. x points right, y down, -1 to 1.
+# One row per part, back to front: name, shape, numbers. x points right, y down, both -1 to 1.
 # ellipse: centre x, y, radius x, y; box: left, top, right, bottom; polygon: x, y of each corner,
-# convex and clockwise as seen.
+# convex, clockwise on the screen.
 OBJECTS = {
     "face": (
         ("ear", "ellipse", -0.84, -0.02, 0.16, 0.26),
@@ -118,7 +121,7 @@ CLASSES = tuple(OBJECTS)
 PARTS = tuple(dict.fromkeys(part[0] for parts in OBJECTS.values() for part in parts))
 SPLITS = {"train": 20000, "test": 4000}
 
-# Far from one another (at least 70 of RGB), so that whatever two are drawn can be told apart.
+# At least 70 apart in RGB, so that any two can be told apart.
 _PALETTE = np.array(
     [
         (228, 26, 40), (60, 180, 75), (250, 220, 40), (40, 70, 200), (245, 130, 48), (145, 30, 180),
@@ -148,13 +151,15 @@ _DIFFICULTIES = (
 
 @dataclass(frozen=True)
 class Scene:
-    """One drawn scene; S is the image size.
+    """One drawn scene; S is the image size. Only visible parts and objects are numbered.
 
-    image (3, S, S) uint8; label, index in CLASSES of object 1.
-    parts (S, S) uint8: 0 background, i an instance of a part: every ellipse or polygon drawn is an
-    instance of its own (two eyes are two), numbered 1, 2, ... over the whole scene.
-    objects (S, S) uint8: 0 background, 1, 2, ... objects. Only what is visible is numbered.
-    part_names: name of part instance i, one of PARTS, at i - 1.
+    Attributes:
+        image: (3, S, S) uint8.
+        label: index in CLASSES of object 1.
+        parts: (S, S) uint8: 0 background; 1, 2, ... the parts of the whole scene. Every ellipse or
+            polygon is a part of its own: two eyes are two.
+        objects: (S, S) uint8: 0 background; 1, 2, ... the objects.
+        part_names: the name of part i, one of PARTS, at i - 1.
     """
 
     image: np.ndarray
@@ -170,8 +175,8 @@ _SIDE, _U, _V = range(3)
 class _Sprite:
     """The shapes of one table as linear forms n.(p - centre) - offset of the point p.
 
-    A convex polygon is where the forms of all its sides are below 0; an ellipse has two forms, u
-    and v, and is where u^2 + v^2 < 1.
+    Inside a convex polygon the forms of all its sides are below 0. An ellipse has two forms, u and
+    v; inside it u^2 + v^2 < 1.
     """
 
     def __init__(self, table):
@@ -208,7 +213,7 @@ _OCCLUDERS = tuple(_Sprite([row]) for row in OCCLUDERS)
 
 
 class _Uniform:
-    """Random numbers in [low, high) made of the raw bits of PCG64, which numpy keeps for ever."""
+    """Random numbers in [low, high) from the raw bits of PCG64, which numpy never changes."""
 
     def __init__(self, seed, index):
         self.bits = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(index,)))
@@ -246,7 +251,7 @@ def _place(uniform, centres, half_sides, tilt):
 
 
 def _arrange(uniform, label, difficulty, objects):
-    """What stands where: sprites back to front, their maps (n, 6) and object numbers (n,)."""
+    """The sprites of a scene, back to front, their maps (n, 6) and object numbers (n,)."""
     count = 1 + uniform.integer(objects)
     rows = next(rows for rows in (1, 2, 3) if rows * rows >= count)
     cells = np.argsort(uniform(rows * rows))[:count]
@@ -277,9 +282,9 @@ def _arrange(uniform, label, difficulty, objects):
 
 
 def _distances(uniform, sprites, maps, image_size):
-    """Signed distance in pixels of every pixel's centre to every shape's edge, (L, S, S).
+    """Signed distances (L, S, S), in pixels, of every pixel's centre to every shape's edge.
 
-    Below 0 is inside. Each shape is first shifted and scaled a little of its own.
+    They are negative inside. Each shape is first shifted and scaled a little, in its own way.
     """
     counts = np.concatenate([sprite.counts for sprite in sprites])
     kinds = np.concatenate([sprite.kinds for sprite in sprites])
@@ -289,7 +294,7 @@ def _distances(uniform, sprites, maps, image_size):
     maps = np.repeat(maps, [len(sprite.counts) for sprite in sprites], axis=0)
     centres = centres + uniform(shapes, 2, low=-0.03, high=0.03)
     scale = uniform(shapes, low=0.92, high=1.08)
-    # From here on one column a form: its value at pixel (x, y) is a x + b y + c.
+    # From here on one column per form: its value at pixel (x, y) is a x + b y + c.
     a, b, c, d, e, f = (maps / scale[:, None]).repeat(counts, axis=0).T
     centre_x, centre_y = (centres / scale[:, None]).repeat(counts, axis=0).T
     normal_x, normal_y, offset = normals.T
@@ -316,7 +321,7 @@ def _distances(uniform, sprites, maps, image_size):
     uu, vv = field(u), field(v)
     uu *= uu
     vv *= vv
-    square = uu + vv + np.float32(1e-12)  # a pixel right at the centre is inside, too
+    square = uu + vv + np.float32(1e-12)  # so that a pixel exactly at the centre is inside
     uu *= (steepness[u] * steepness[u])[:, None, None]
     vv *= (steepness[v] * steepness[v])[:, None, None]
     uu += vv
@@ -347,9 +352,9 @@ def _background(uniform, first, second, strength, image_size):
 
 
 def _colours(uniform, sprites, numbers):
-    """Whole-numbered colours of the background (2, 3) and of all shapes (L, 3).
+    """Colours of the background (2, 3) and of all shapes (L, 3), in whole numbers.
 
-    Within an object, its occluder and the background's ground colour, no palette entry comes twice.
+    An object, its occluder and the ground colour of the background share no palette entry.
     """
     colours = _PALETTE[np.argsort(uniform(len(_PALETTE)))]
     ground, palette = colours[:2], colours[2:]
@@ -370,12 +375,12 @@ def _colours(uniform, sprites, numbers):
 
 
 def _compose(distances, colours, background, light):
-    """Image (3, S, S) uint8 of the shapes laid one over the other with smooth edges."""
+    """Image (3, S, S) uint8 of the shapes, one over the other, with smooth edges."""
     cover = np.clip(0.5 - distances, 0.0, 1.0)
     through = np.ones((len(cover) + 1, *cover.shape[1:]), np.float32)
     np.cumprod(1 - cover[::-1], axis=0, out=through[1:])
     cover *= through[-2::-1]
-    # Whole weights and colours, sums below 2^24: the product is exact in whatever order BLAS sums.
+    # Whole weights and colours, sums below 2^24: the product is exact in any order of summation.
     weights = np.rint(cover * 4096).reshape(len(cover), -1)
     image = (colours.T.astype(np.float32) @ weights).reshape(background.shape) / 4096.0
     image += through[-1] * background
@@ -392,18 +397,24 @@ def _check(name, value, smallest, largest):
 def draw_scene(seed, index, image_size=32, difficulty=1, objects=1):
     """Draw scene number `index` of the endless series `seed`.
 
-    The class of the scene is the class of object 1, the largest and front-most, and is
+    The class of the scene is that of object 1, the largest one and in front of the others. It is
     index % len(CLASSES), so that classes are balanced. The layout does not depend on image_size:
     another size draws the same scene finer or coarser.
 
-    seed, index: integers from 0 on. image_size: 28 to 128. objects: 1 to 9, the greatest number
-    of objects; how many there are is drawn for each scene.
-    difficulty: 0 upright, almost equal size, plain background; 1 rotated up to 20 degrees, smaller,
-    mild texture and up to 4 shapes in the background; 2 rotated up to 38 degrees, strong texture,
-    up to 10 shapes, and a bar or disc in front that hides some of object 1. Those shapes, the bar
-    and the disc are background in both masks.
+    Args:
+        seed, index: integers from 0 on.
+        image_size: side S in pixels, 28 to 128.
+        difficulty: 0: upright, almost equal size, plain background. 1: rotated by up to 20 degrees,
+            smaller, with mild texture and up to 4 shapes in the background. 2: rotated by up to 38
+            degrees, with strong texture, up to 10 shapes, and a bar or disc in front that hides
+            some of object 1. Those shapes, the bar and the disc are background in both masks.
+        objects: the greatest number of objects, 1 to 9. The number in a scene is random.
 
-    Returns a Scene. Raises ValueError for an argument out of range.
+    Returns:
+        A `Scene`.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
     _check("seed", seed, 0, 2**63 - 1)
     _check("index", index, 0, 2**32 - 1)
@@ -442,12 +453,15 @@ def draw_scene(seed, index, image_size=32, difficulty=1, objects=1):
 
 
 class PartWhole(Dataset):
-    """A split of PartWhole scenes, drawn when asked for.
+    """A split of PartWhole scenes, each drawn when it is read.
 
-    split: "train" or "test"; the two never share a scene, whatever their sizes.
-    size: number of scenes, by default 20000 and 4000.
-    seed, image_size, difficulty, objects: as for draw_scene.
-    Raises ValueError for an argument out of range.
+    Args:
+        split: "train" or "test". The two never share a scene, whatever their sizes.
+        size: number of scenes; None for 20000 (train) or 4000 (test).
+        seed, image_size, difficulty, objects: as for `draw_scene`.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
     classes = CLASSES
@@ -461,7 +475,7 @@ class PartWhole(Dataset):
         self.start = self.TEST_START if split == "test" else 0
         self.seed = seed
         self.settings = {"image_size": image_size, "difficulty": difficulty, "objects": objects}
-        draw_scene(seed, self.start, **self.settings)  # raises for a bad argument here, not later
+        draw_scene(seed, self.start, **self.settings)  # so that a bad argument raises at once
 
     def __len__(self):
         return self.size
@@ -490,8 +504,8 @@ class PartWhole(Dataset):
 
 
 def draw_sheet(path):
-    """Write a picture of scenes of every class and difficulty: at 96x96, at 32x32, their parts
-    and objects."""
+    """Draw a scene of every class and difficulty (at 96x96, at 32x32, parts, objects) as a picture
+    file."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 

@@ -1,6 +1,6 @@
 """smallNORB (LeCun, Huang, Bottou 2004): toys of five classes, photographed by two cameras.
 
-NYU's binary matrix format, little-endian: a magic number that tells the type, the number of
+Its files have NYU's binary matrix format, little-endian: a magic number for the type, the number of
 dimensions, their sizes (at least three numbers are stored), the values.
 """
 
@@ -25,7 +25,7 @@ NAMES = {
 PARTS = ("dat", "cat", "info")
 MOST = 24300 * 2 * 96 * 96 + 24  # bytes of the largest of the files
 TYPES = {0x1E3D4C54: np.dtype("<i4"), 0x1E3D4C55: np.dtype("u1")}
-# SHA-256 of the files as packed by gzip, from the lists of TensorFlow Datasets.
+# SHA-256 of the gzip files, from the lists of TensorFlow Datasets.
 SHA256 = {
     (True, "dat"): "5ffd6272a07d32695ee1082a26a41a93a37aab8c28da047f8c34ed348d214873",
     (True, "cat"): "2784e542c1922060691090952b6cd6278879a216c90f81476f0f00256d42cdaa",
@@ -37,9 +37,12 @@ SHA256 = {
 
 
 def read_smallnorb(settings, train):
-    """A split as an `ImageSet`: 48600 gray images of 96x96, the left and then the right eye of each
-    of 24300 pairs. `extra["info"]` (N, 4): instance, elevation, azimuth, lighting. A toy, of which
-    a class has five in a split, is a group.
+    """A split as an `ImageSet`: 48600 gray images of 96x96, from 24300 pairs, of each the left eye
+    and then the right one.
+
+    `extra["info"]` is (N, 4): instance, elevation, azimuth, lighting. The images of a toy are a
+    group; each class has five toys in a split. So whole toys are held out for validation, and
+    validation, like the test, shows toys that the network has never seen.
 
     Raises:
         UserError: a file is missing, damaged, or does not fit the others.
@@ -48,7 +51,9 @@ def read_smallnorb(settings, train):
     for part in PARTS:
         path = _find(settings, train, part)
         if path is None:
-            raise UserError(f"{_folder(settings)}: {NAMES[train].format(part)} is missing.")
+            raise UserError(
+                f"{_folder(settings)}: {NAMES[train].format(part)} is missing; put it there."
+            )
         found[part] = read_matrix(path)
     images, labels, info = (found[part] for part in PARTS)
     pairs = len(images)
@@ -58,8 +63,8 @@ def read_smallnorb(settings, train):
         matrix = found[part]
         if matrix.shape != shape or matrix.dtype != kind or images.ndim != 4 or not matrix.size:
             raise UserError(
-                f"{_find(settings, train, part)}: holds {matrix.dtype} {matrix.shape}, which is no "
-                f"{part} file of {pairs} pairs; copy it anew."
+                f"{_find(settings, train, part)}: holds {matrix.dtype} {matrix.shape}, which is "
+                f"not a {part} file of {pairs} pairs; copy it again."
             )
     images = images.reshape(2 * pairs, 1, *images.shape[2:])
     toys = np.unique(np.stack([labels, info[:, 0]], 1), axis=0, return_inverse=True)[1].reshape(-1)
@@ -68,7 +73,11 @@ def read_smallnorb(settings, train):
 
 
 def download_smallnorb(settings):
-    """Download the files that are missing, 260 MB in all, 900 MB unpacked."""
+    """Download the missing files: 260 MB in all, 900 MB unpacked.
+
+    Raises:
+        UserError: a file cannot be downloaded. The message says where to put it by hand.
+    """
     missing = [key for key in SHA256 if _find(settings, *key) is None]
     if not missing:
         return
@@ -86,11 +95,13 @@ def download_smallnorb(settings):
 
 
 def read_matrix(path):
-    """Read a file in NYU's binary matrix format, packed by gzip or not: an array of the type and
-    shape that the file tells.
+    """Read a file in NYU's binary matrix format, packed by gzip or not.
+
+    Returns:
+        An array of the type and shape in the file's header.
 
     Raises:
-        UserError: it is cut short, damaged or of another format.
+        UserError: the file is cut short, damaged or of another format.
     """
     path = Path(path)
     try:
@@ -100,18 +111,18 @@ def read_matrix(path):
         else:
             content = np.fromfile(path, np.uint8, MOST + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); copy it anew.") from None
+        raise UserError(f"{path}: cannot be read ({error}); copy it again.") from None
     if content.size > MOST:
-        raise UserError(f"{path}: holds more than any file of smallNORB; copy it anew.")
+        raise UserError(f"{path}: is larger than any file of smallNORB; copy it again.")
     magic, n_dims = content[:8].view("<u4").tolist() if content.size >= 20 else (None, 0)
     if magic not in TYPES or not 1 <= n_dims <= 8:
-        raise UserError(f"{path}: not in NYU's binary matrix format; copy it anew.")
+        raise UserError(f"{path}: not in NYU's binary matrix format; copy it again.")
     kind, start = TYPES[magic], 8 + 4 * max(3, n_dims)
     shape = content[8:start].view("<u4").tolist()[:n_dims]
     size = start + math.prod(shape) * kind.itemsize
     if content.size != size:
         raise UserError(
-            f"{path}: {content.size} bytes, but its header promises {size}; copy it anew."
+            f"{path}: has {content.size} bytes, but its header promises {size}; copy it again."
         )
     return content[start:].copy().view(kind).reshape(shape)
 

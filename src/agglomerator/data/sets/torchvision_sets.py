@@ -1,4 +1,4 @@
-"""MNIST, FashionMNIST, CIFAR10 and CIFAR100, by torchvision's classes."""
+"""MNIST, FashionMNIST, CIFAR10 and CIFAR100, read by torchvision's classes."""
 
 import gzip
 import os
@@ -19,7 +19,7 @@ MOST = 16 + 60000 * 28 * 28  # bytes of the largest of the files in them
 
 
 def reader(name):
-    """A function (settings, train) -> ImageSet for the data set of that name in torchvision."""
+    """A function (settings, train) -> ImageSet that reads torchvision's data set of that name."""
 
     def read(settings, train):
         root = settings.data_dir
@@ -36,8 +36,8 @@ def reader(name):
 
 
 def downloader(name):
-    """A function (settings) that gets what is missing of the data set of that name, from archives
-    in --data_dir or else by download."""
+    """A function (settings) that gets the missing files of torchvision's data set of that name:
+    from archives in --data_dir, or else by download."""
 
     def download(settings):
         source, root = getattr(datasets, name), Path(settings.data_dir)
@@ -64,26 +64,26 @@ def downloader(name):
 
 
 def unpack(name, root):
-    """Unpack the archives of a data set that lie in a folder, as far as their files are missing.
+    """Unpack the archives of a data set whose files are missing. The archives stay.
 
-    Those of CIFAR lie in the folder itself, those of MNIST and FashionMNIST there, in <name>/ or in
-    <name>/raw/. They stay where they are.
+    CIFAR's archives lie in the folder `root` itself, those of MNIST and FashionMNIST there, in
+    <name>/ or in <name>/raw/.
 
     Raises:
-        UserError: one is damaged, or of another data set, or the folder cannot be written.
+        UserError: an archive is damaged or of another data set, or the folder cannot be written.
     """
     source, root = getattr(datasets, name), Path(root)
     folder = files_of(name, root)[0][0].parent.relative_to(root)
     if _is_packed_as_one(source):
         found = [root / source.filename] if (root / source.filename).is_file() else []
         if found and not check_integrity(found[0], source.tgz_md5):
-            raise UserError(f"{found[0]}: has a wrong checksum; copy it anew, or remove it.")
+            raise UserError(f"{found[0]}: has a wrong checksum; copy it again or remove it.")
     else:
         missing = [path.name for path, _ in files_of(name, root) if not path.is_file()]
         found = [path for file in missing if (path := _archive(name, root, f"{file}.gz"))]
     if not found:
         return
-    way_out = "name a folder that can be written by --data_dir."
+    way_out = "name a folder that you can write to by --data_dir."
     with into(root, name, way_out, "unpacked") as temporary:
         for path in found:
             if _is_packed_as_one(source):
@@ -99,23 +99,23 @@ def _is_packed_as_one(source):
 
 
 def _archive(name, root, file):
-    """Path of an archive of MNIST or FashionMNIST, wherever it lies, or None."""
+    """Path of an archive of MNIST or FashionMNIST in one of the three places, or None."""
     of_md5 = {md5: of for of in LIKE_MNIST for _, md5 in getattr(datasets, of).resources}
     for path in (root / name / "raw" / file, root / name / file, root / file):
         if not path.is_file():
             continue
         of = of_md5.get(calculate_md5(path))
-        own = path.parent != root  # packed anew it has another checksum, but lies in its place
+        own = path.parent != root  # an archive packed again has another checksum, but this place
         if of == name or (of is None and own):
             return path
         if own:
             raise UserError(
-                f"{path}: is an archive of {of}, not of {name}; put the right one there."
+                f"{path}: is an archive of {of}, not of {name}; replace it by the right one."
             )
         if of is None:
             raise UserError(
-                f"{path}: has the checksum of no known archive; copy it anew, or put it into "
-                f"{root / name / 'raw'} if it is right and of {name}."
+                f"{path}: has the checksum of no known archive; copy it again, or put it into "
+                f"{root / name / 'raw'} if it is right and belongs to {name}."
             )
     return None
 
@@ -125,19 +125,19 @@ def _unpack_idx(path, target):
         with gzip.open(path) as file:
             target.write_bytes(file.read(MOST + 1))
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: is damaged ({error}); copy it anew, or remove it.") from None
+        raise UserError(f"{path}: is damaged ({error}); copy it again or remove it.") from None
     check_idx(target, path)
 
 
 def image_set(found):
-    """A torchvision data set with `data`, (N, H, W) or (N, H, W, C), as an `ImageSet`."""
+    """A torchvision data set, whose `data` is (N, H, W) or (N, H, W, C), as an `ImageSet`."""
     images = torch.as_tensor(found.data)
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
     return ImageSet(images, found.targets, (name.split(" - ")[0] for name in found.classes))
 
 
 def files_of(name, root):
-    """Paths of the files of a data set and their MD5 sums, None where torchvision knows none."""
+    """A list of (path, MD5 sum) of the files of a data set; the sum is None if unknown."""
     source, root = getattr(datasets, name), Path(root)
     if issubclass(source, datasets.MNIST):
         names = [os.path.splitext(packed)[0] for packed, _ in source.resources]
@@ -150,7 +150,7 @@ def check(name, root):
     """Whether all files of a data set are there.
 
     Raises:
-        UserError: one of them is damaged; the message names it.
+        UserError: a file is damaged. The message names it.
     """
     files = files_of(name, root)
     for path, md5 in files:
@@ -159,19 +159,19 @@ def check(name, root):
         if md5 is None:
             check_idx(path)
         elif not check_integrity(path, md5):
-            raise UserError(f"{path}: has a wrong checksum; remove it to download it anew.")
+            raise UserError(f"{path}: has a wrong checksum; remove it to download it again.")
     return all(path.is_file() for path, _ in files)
 
 
 def check_idx(path, known_as=None):
-    """Check that an IDX file of bytes is as long as its header says.
+    """Check that an IDX file of bytes has the length that its header gives.
 
     Args:
-        path: of the file.
-        known_as: path that an error names, where it is another: that of its archive.
+        path: the file.
+        known_as: the path for the error message, if it is another one: that of its archive.
 
     Raises:
-        UserError: it is not, or is no such file.
+        UserError: it has another length, or is not an IDX file.
     """
     named, size = known_as or path, path.stat().st_size
     with path.open("rb") as file:
@@ -179,15 +179,15 @@ def check_idx(path, known_as=None):
         dims = file.read(4 * magic[3]) if len(magic) == 4 else b""
     wanted = 3 if "-idx3-" in path.name else 1
     if magic != bytes((0, 0, 8, wanted)) or len(dims) < 4 * wanted:
-        raise UserError(f"{named}: no IDX file; remove it to download it anew.")
+        raise UserError(f"{named}: is not an IDX file; remove it to download it again.")
     promised = 4 + len(dims)
     values = 1
     for start in range(0, len(dims), 4):
         values *= int.from_bytes(dims[start : start + 4], "big")
     if not values:
-        raise UserError(f"{named}: holds nothing; remove it to download it anew.")
+        raise UserError(f"{named}: is empty; remove it to download it again.")
     if size != promised + values:
         raise UserError(
-            f"{named}: {size} bytes, but its header promises {promised + values}; remove it to "
-            "download it anew."
+            f"{named}: has {size} bytes, but its header promises {promised + values}; remove it "
+            "to download it again."
         )
