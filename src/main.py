@@ -5,8 +5,8 @@ import sys
 from absl import app, logging
 
 from agglomerator import cli
-from agglomerator.config import SharedError, UserError
 from agglomerator.islands import window
+from agglomerator.util.errors import SharedError, UserError
 from agglomerator.util.terminal import say
 
 

@@ -12,9 +12,10 @@ from conftest import ROOT, save_published
 from PIL import Image
 
 from agglomerator import Agglomerator, load_checkpoint
-from agglomerator.config import INPUT_SETTINGS, MODEL_SETTINGS, Settings, UserError
+from agglomerator.config import INPUT_SETTINGS, MODEL_SETTINGS, Settings
 from agglomerator.plan import complete_from_checkpoint
 from agglomerator.runs.checkpoints import fingerprint, read, shelve
+from agglomerator.util.errors import UserError
 
 REFERENCE = ROOT / "tests" / "reference" / "self_radius2.pt"
 SMALL = dict(image_size=16, conv_image_size=4, patch_dim=6, contr_dim=5, n_classes=3)

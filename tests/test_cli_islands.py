@@ -7,11 +7,12 @@ from conftest import SMALL, run_program, small_run
 from PIL import Image
 
 from agglomerator import load_checkpoint
-from agglomerator.config import Settings, UserError
+from agglomerator.config import Settings
 from agglomerator.data.module import ImageDataModule
 from agglomerator.data.sets.folder import pages_of_files
 from agglomerator.islands.segments import count, islands
 from agglomerator.runs.checkpoints import SHELF
+from agglomerator.util.errors import UserError
 
 CONFIGS = {
     "CIFAR10": "config_CIFAR10.cfg",

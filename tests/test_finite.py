@@ -9,11 +9,12 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.plugins import MixedPrecision
 
 from agglomerator import Agglomerator
-from agglomerator.config import Settings, UserError
+from agglomerator.config import Settings
 from agglomerator.data.module import ImageDataModule
 from agglomerator.training.finite import StopUnlessFinite
 from agglomerator.training.module import LitAgglomerator
 from agglomerator.training.trainer import build_trainer, quiet_libraries
+from agglomerator.util.errors import UserError
 
 SETTINGS = Settings(
     dataset="digits",

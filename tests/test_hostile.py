@@ -26,7 +26,7 @@ from test_cli_errors import contents
 
 from agglomerator import cli
 from agglomerator.commands import run
-from agglomerator.config import FIELDS, Settings, UserError
+from agglomerator.config import FIELDS, Settings
 from agglomerator.data import registry
 from agglomerator.data.images import read_image
 from agglomerator.data.sets.smallnorb import NAMES, read_matrix
@@ -34,6 +34,7 @@ from agglomerator.data.sets.torchvision_sets import files_of
 from agglomerator.islands.figures import Projection
 from agglomerator.plan import complete_from_checkpoint, complete_from_data
 from agglomerator.runs import checkpoints
+from agglomerator.util.errors import UserError
 
 SECONDS = 20
 MEGABYTES = 1200

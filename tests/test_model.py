@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from agglomerator import Agglomerator
-from agglomerator.config import Settings, UserError
+from agglomerator.config import Settings
 from agglomerator.model.attention import ConsensusAttention
 from agglomerator.model.columns import ColumnNet
 from agglomerator.training.losses import supervised_contrastive_loss
+from agglomerator.util.errors import UserError
 
 REFERENCES = sorted((Path(__file__).parent / "reference").glob("*.pt"))
 

@@ -10,8 +10,9 @@ from conftest import SMALL_SETTINGS, run_here
 from PIL import Image
 
 from agglomerator import load_checkpoint
-from agglomerator.config import Settings, UserError
+from agglomerator.config import Settings
 from agglomerator.data.module import ImageDataModule
+from agglomerator.util.errors import UserError
 
 SHADES = {"ash": 20, "bone": 90, "clay": 160, "dust": 230}
 FOLDER = dict(

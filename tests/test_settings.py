@@ -3,9 +3,10 @@ import re
 
 import pytest
 
-from agglomerator.config import FIELDS, Settings, UserError
+from agglomerator.config import FIELDS, Settings
 from agglomerator.plan import complete_from_checkpoint
 from agglomerator.runs import checkpoints
+from agglomerator.util.errors import UserError
 
 # Settings that cannot work, and what the message must name: the flag with its value, and a way out.
 REFUSED = {

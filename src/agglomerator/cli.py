@@ -11,8 +11,9 @@ from types import NoneType
 
 from absl import flags
 
-from agglomerator.config import FIELDS, Settings, UserError, value_types
-from agglomerator.defaults import derive
+from agglomerator.config import FIELDS, Settings, value_types
+from agglomerator.config.defaults import derive
+from agglomerator.util.errors import UserError
 from agglomerator.util.terminal import say
 
 FLAGS = flags.FLAGS

@@ -6,17 +6,12 @@ No other module changes settings.
 from dataclasses import dataclass
 from functools import cached_property
 
-from agglomerator.config import (
-    INPUT_SETTINGS,
-    MODEL_SETTINGS,
-    SPLIT_SETTINGS,
-    Settings,
-    UserError,
-)
+from agglomerator.config import INPUT_SETTINGS, MODEL_SETTINGS, SPLIT_SETTINGS, Settings
 from agglomerator.data import registry
 from agglomerator.data.classes import ClassMap, match
 from agglomerator.runs.checkpoints import PUBLISHED_PARTS, Checkpoint, fingerprint, read
 from agglomerator.runs.folder import RunFolder
+from agglomerator.util.errors import UserError
 from agglomerator.util.terminal import say
 
 SHOWN = 5  # class names in a message

@@ -3,8 +3,8 @@ import hashlib
 
 import pytest
 
-from agglomerator.config import UserError
 from agglomerator.data.download import fetch, into
+from agglomerator.util.errors import UserError
 
 
 def test_files_arrive_when_all_went_well(tmp_path):

@@ -5,12 +5,13 @@ import torch
 from conftest import run_program
 from PIL import Image
 
-from agglomerator.config import Settings, UserError
+from agglomerator.config import Settings
 from agglomerator.data import registry
 from agglomerator.data.images import ImageFiles, ImageSet, UnreadableImage, read_image
 from agglomerator.data.module import ImageDataModule
 from agglomerator.data.sets import folder
 from agglomerator.plan import complete_from_data
+from agglomerator.util.errors import UserError
 
 TINY = (
     "--dataset=ImageFolder",

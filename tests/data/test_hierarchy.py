@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from torchvision.datasets import FashionMNIST
 
-from agglomerator.config import UserError
 from agglomerator.data.sets import smallnorb
 from agglomerator.hierarchy.classes import hierarchy_of
+from agglomerator.util.errors import UserError
 
 ANIMALS = ["bird", "cat", "deer", "dog", "frog", "horse"]
 VEHICLES = ["airplane", "automobile", "ship", "truck"]

@@ -5,11 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from agglomerator.config import Settings, UserError
+from agglomerator.config import Settings
 from agglomerator.data.images import ImageSet
 from agglomerator.data.module import ImageDataModule, split
 from agglomerator.data.registry import DATA_SETS
 from agglomerator.plan import complete_from_data
+from agglomerator.util.errors import UserError
 from agglomerator.util.random import seeded_generator
 
 DIGITS = dict(dataset="digits", image_size=16, conv_image_size=4, n_channels=1)

@@ -4,12 +4,13 @@ import torch
 from conftest import ROOT, run_program
 
 from agglomerator import Agglomerator
-from agglomerator.config import FIELDS, Settings, UserError
+from agglomerator.config import FIELDS, Settings
 from agglomerator.data import registry
 from agglomerator.data.images import ImageSet
 from agglomerator.data.module import ImageDataModule, split
 from agglomerator.data.sets.partwhole import CLASSES, PartWhole
 from agglomerator.plan import complete_from_data
+from agglomerator.util.errors import UserError
 
 PUBLISHED = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "smallNORB", "IMAGENET")
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from conftest import run_program
 
-from agglomerator.config import Settings, UserError
+from agglomerator.config import Settings
 from agglomerator.data import registry
 from agglomerator.data.module import ImageDataModule
 from agglomerator.data.sets.smallnorb import NAMES, download_smallnorb, read_matrix, read_smallnorb
+from agglomerator.util.errors import UserError
 
 PAIRS = 60
 MAGIC = {"uint8": 0x1E3D4C55, "int32": 0x1E3D4C54}

@@ -12,9 +12,10 @@ import torch
 from conftest import run_program
 from torchvision import datasets
 
-from agglomerator.config import Settings, UserError
+from agglomerator.config import Settings
 from agglomerator.data import registry
 from agglomerator.data.sets.torchvision_sets import check, downloader, files_of, image_set, unpack
+from agglomerator.util.errors import UserError
 
 
 def idx(array):

@@ -3,12 +3,12 @@
 from agglomerator.commands.evaluate import test
 from agglomerator.commands.report import how_to_go_on
 from agglomerator.commands.train import done_before, train
-from agglomerator.config import UserError
 from agglomerator.plan import complete_from_checkpoint
 from agglomerator.runs import checkpoints
 from agglomerator.runs.folder import RunFolder
 from agglomerator.runs.resume import Stopped
 from agglomerator.util import distributed
+from agglomerator.util.errors import UserError
 from agglomerator.util.terminal import say
 
 

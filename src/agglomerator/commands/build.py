@@ -5,10 +5,11 @@ import dataclasses
 import pytorch_lightning as pl
 import torch
 
-from agglomerator.config import INPUT_SETTINGS, MODEL_SETTINGS, UserError
+from agglomerator.config import INPUT_SETTINGS, MODEL_SETTINGS
 from agglomerator.data.module import ImageDataModule
 from agglomerator.model.agglomerator import Agglomerator
 from agglomerator.runs import checkpoints
+from agglomerator.util.errors import UserError
 
 
 def build_network(plan, training=False):

@@ -10,7 +10,6 @@ from torch.utils.data import Subset
 
 from agglomerator.commands import report
 from agglomerator.commands.build import build_data, build_network
-from agglomerator.config import UserError
 from agglomerator.data.images import numbered
 from agglomerator.hierarchy import figures as hierarchy_figures
 from agglomerator.hierarchy import scores as hierarchy_scores
@@ -21,6 +20,7 @@ from agglomerator.runs.folder import SPLITS
 from agglomerator.runs.record import lock_run_folder, make_room
 from agglomerator.training.module import LitAgglomerator
 from agglomerator.training.trainer import build_loggers, build_trainer
+from agglomerator.util.errors import UserError
 from agglomerator.util.files import written_whole
 from agglomerator.util.terminal import say
 

@@ -1,8 +1,8 @@
 """Errors of machines as lines that tell the way out: memory, disks, lost workers, dead peers."""
 
-from agglomerator.config import UserError
 from agglomerator.data.module import is_lost_worker
 from agglomerator.util import distributed
+from agglomerator.util.errors import UserError
 
 
 def as_user_error(error, settings):

@@ -14,7 +14,6 @@ from agglomerator.commands.report import (
     summarise,
     tell_blindness,
 )
-from agglomerator.config import SharedError, UserError
 from agglomerator.plan import flag_of, of_stage, resolve
 from agglomerator.runs import checkpoints
 from agglomerator.runs.folder import RunFolder
@@ -29,6 +28,7 @@ from agglomerator.runs.resume import (
 from agglomerator.training.module import LitAgglomerator
 from agglomerator.training.trainer import build_trainer
 from agglomerator.util import distributed
+from agglomerator.util.errors import SharedError, UserError
 from agglomerator.util.files import written_whole
 from agglomerator.util.terminal import say
 

@@ -9,7 +9,7 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
-from agglomerator.config import UserError
+from agglomerator.util.errors import UserError
 
 
 @contextmanager

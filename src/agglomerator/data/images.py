@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 
-from agglomerator.config import UserError
+from agglomerator.util.errors import UserError
 from agglomerator.util.terminal import say
 
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it raises what it logs

@@ -16,7 +16,6 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 
-from agglomerator.config import UserError
 from agglomerator.data import registry
 from agglomerator.data.augment import (
     center_crop,
@@ -29,6 +28,7 @@ from agglomerator.data.augment import (
 )
 from agglomerator.data.images import ImageFiles, as_it_is, n_workers
 from agglomerator.hierarchy.classes import hierarchy_of
+from agglomerator.util.errors import UserError
 from agglomerator.util.random import seeded_generator
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from agglomerator.config import UserError
 from agglomerator.data import registry
 from agglomerator.data.augment import center_crop, normalize
 from agglomerator.data.images import pixels_of, read_image
+from agglomerator.util.errors import UserError
 
 MARGIN = 0.05  # beyond the range of normalised values
 

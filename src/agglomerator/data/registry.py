@@ -9,7 +9,7 @@ import torch
 from torchvision.datasets import FashionMNIST
 from torchvision.transforms.v2 import functional as TF
 
-from agglomerator.config import INPUT_SETTINGS, UserError
+from agglomerator.config import INPUT_SETTINGS
 from agglomerator.data.augment import to_channels
 from agglomerator.data.images import ImageSet, batches_of
 from agglomerator.data.sets import smallnorb
@@ -18,6 +18,7 @@ from agglomerator.data.sets.partwhole import CLASSES, PartWhole
 from agglomerator.data.sets.smallnorb import download_smallnorb, read_smallnorb
 from agglomerator.data.sets.torchvision_sets import downloader, reader
 from agglomerator.hierarchy.classes import known_classes
+from agglomerator.util.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agglomerator.config import UserError
+from agglomerator.util.errors import UserError
 
 KNOWN = Path(__file__).parent / "known"
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
-from agglomerator.config import FIELDS, INPUT_SETTINGS, MODEL_SETTINGS, SPLIT_SETTINGS, UserError
+from agglomerator.config import FIELDS, INPUT_SETTINGS, MODEL_SETTINGS, SPLIT_SETTINGS
 from agglomerator.data import registry
 from agglomerator.data.preprocessing import Preprocessing
 from agglomerator.model.agglomerator import Agglomerator
 from agglomerator.runs.formats import DERIVED, check_numbers, load, weights_of
 from agglomerator.runs.shapes import same_mask, shapes_show
+from agglomerator.util.errors import UserError
 from agglomerator.util.machine import memory
 
 CLASSIFIER = "classification_head_from_contr."

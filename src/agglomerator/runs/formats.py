@@ -13,7 +13,7 @@ import torch
 from torch import _weights_only_unpickler as unpickler
 from torch import serialization
 
-from agglomerator.config import UserError
+from agglomerator.util.errors import UserError
 
 # Names that published checkpoints pickle beside their tensors. None of them is needed: an inert
 # object takes the place of each, and any other name is a reason to refuse the file.

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero_only
 
-from agglomerator.config import FIELDS, UserError
+from agglomerator.config import FIELDS
 from agglomerator.runs.checkpoints import fingerprint
 from agglomerator.runs.resume import Stopped
+from agglomerator.util.errors import UserError
 from agglomerator.util.files import write_json, written_whole
 from agglomerator.util.terminal import say
 

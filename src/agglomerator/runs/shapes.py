@@ -5,9 +5,9 @@ import re
 
 import torch
 
-from agglomerator.config import UserError
 from agglomerator.model.attention import distances
 from agglomerator.runs.formats import MASK
+from agglomerator.util.errors import UserError
 
 
 def shapes_show(weights):

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from agglomerator.config import SharedError
 from agglomerator.util.distributed import gather
+from agglomerator.util.errors import SharedError
 
 EVERY = 10
 SMALLEST_SCALE = 2.0**-20

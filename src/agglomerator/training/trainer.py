@@ -17,11 +17,11 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from agglomerator.config import UserError
 from agglomerator.islands.live_view import IslandsView
 from agglomerator.runs.folder import RunFolder
 from agglomerator.runs.resume import AtomicCheckpointIO, MetricsLogger
 from agglomerator.training.finite import StopUnlessFinite
+from agglomerator.util.errors import UserError
 from agglomerator.util.machine import devices_of
 from agglomerator.util.terminal import say
 

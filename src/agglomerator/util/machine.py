@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from pytorch_lightning.accelerators import AcceleratorRegistry
 
-from agglomerator.config import UserError
+from agglomerator.util.errors import UserError
 
 
 def count_gpus(accelerator):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from agglomerator.config import UserError
 from agglomerator.data.download import fetch, into
 from agglomerator.data.images import ImageSet
+from agglomerator.util.errors import UserError
 
 URL = "https://cs.nyu.edu/~ylclab/data/norb-v1.0-small/"
 CLASSES = ("animal", "human", "airplane", "truck", "car")

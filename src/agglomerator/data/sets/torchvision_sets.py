@@ -10,9 +10,9 @@ import torch
 from torchvision import datasets
 from torchvision.datasets.utils import calculate_md5, check_integrity, extract_archive
 
-from agglomerator.config import UserError
 from agglomerator.data.download import into
 from agglomerator.data.images import ImageSet
+from agglomerator.util.errors import UserError
 
 LIKE_MNIST = "MNIST", "FashionMNIST", "KMNIST"  # their archives have the same names
 MOST = 16 + 60000 * 28 * 28  # bytes of the largest of the files in them

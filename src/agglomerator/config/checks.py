@@ -1,0 +1,163 @@
+"""Which values of settings are allowed, alone and together."""
+
+import math
+import os
+import re
+from pathlib import Path
+from types import NoneType
+
+from agglomerator.util.errors import UserError
+
+NO_LINE = re.compile("[\0\n\r]")
+
+
+def check(settings):
+    """Raises UserError if values do not fit together; the message names ones that do."""
+    for name, usual in (("temperature", 0.07), ("limit_train", 1.0), ("limit_test", 1.0)):
+        if not getattr(settings, name) > 0:
+            raise UserError(
+                f"--{name}={getattr(settings, name)}: must be more than 0, such as {usual}."
+            )
+    if settings.dropout == 1:
+        raise UserError("--dropout=1.0: drops everything; use less, such as 0.3.")
+    if settings.consensus_temperature is not None and not settings.consensus_temperature > 0:
+        raise UserError(
+            f"--consensus_temperature={settings.consensus_temperature}: must be more than 0, such "
+            "as 0.05."
+        )
+    check_letters(settings)
+    parts = Path(settings.exp_name).parts
+    if not parts or ".." in parts or Path(settings.exp_name).anchor or parts[0].startswith("~"):
+        flag = "exp_name" if settings.is_named else "dataset"
+        raise UserError(
+            f"--{flag}={settings.exp_name}: must be a name, or folders and a name, inside "
+            "output_dir."
+        )
+    if settings.images is not None and settings.mode != "islands":
+        raise UserError(f"--images={settings.images}: only --mode=islands draws your own images.")
+    check_grid(settings)
+    check_tokenizer(settings)
+    check_state(settings)
+    check_strategy(settings)
+
+
+def check_value(settings, option, types):
+    """Raises UserError if a value has another type, or is outside its limits."""
+    value = getattr(settings, option.name)
+    wanted = types
+    if isinstance(value, int) and not isinstance(value, bool) and float in wanted:
+        wanted += (int,)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+        names = " or ".join("None" if w is NoneType else w.__name__ for w in wanted)
+        raise UserError(f"--{option.name}={value!r}: must be {names}.")
+    if value is None:
+        return
+    if isinstance(value, str) and NO_LINE.search(value):
+        raise UserError(f"--{option.name}={value}: must be one line of text.")
+    choices, low, high = (option.metadata[key] for key in ("choices", "low", "high"))
+    if choices and value not in choices:
+        known = ", ".join(map(str, choices))
+        raise UserError(f"--{option.name}={value}: must be one of {known}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"--{option.name}={value}: must be a finite number.")
+    if high is None and isinstance(value, int):
+        high = 2**32 - 1
+    if low is not None and value < low:
+        raise UserError(f"--{option.name}={value}: must be at least {low}.")
+    if high is not None and value > high:
+        raise UserError(f"--{option.name}={value}: must be at most {high}.")
+
+
+def expand_home(settings, name):
+    """Put the user's home folder in the place of ~ in a path."""
+    path = getattr(settings, name)
+    if path is None or not path.startswith("~"):
+        return
+    if os.path.expanduser(path) == path:
+        raise UserError(
+            f"--{name}={path}: that user has no known home folder; for a folder of that name "
+            f"write ./{path}."
+        )
+    object.__setattr__(settings, name, os.path.expanduser(path))
+
+
+def check_letters(settings):
+    """Refuse names that are not UTF-8 where the logger writes only UTF-8."""
+    written = {"tensorboard": ("exp_name", "output_dir"), "wandb": vars(settings)}
+    for name in written.get(settings.logger, ()):
+        value = str(getattr(settings, name))
+        if value != value.encode("utf-8", "replace").decode():
+            raise UserError(
+                f"--{name}={value}: {settings.logger} takes only names in UTF-8; choose another "
+                "name, or --logger=csv."
+            )
+
+
+def check_grid(settings):
+    """The tokenizer makes the grid, and patches divide it into more than one column."""
+    sides = {math.ceil(settings.image_size / stride): stride for stride in (4, 2, 1)}
+    if settings.conv_image_size not in sides:
+        raise UserError(
+            f"--conv_image_size={settings.conv_image_size}: the tokenizer cannot make this grid "
+            f"from --image_size={settings.image_size}; use one of {', '.join(map(str, sides))}."
+        )
+    if settings.patch_size not in patch_sizes(settings):
+        fault = (
+            "does not divide"
+            if settings.conv_image_size % settings.patch_size
+            else "makes one column of"
+        )
+        raise UserError(
+            f"--patch_size={settings.patch_size}: {fault} the grid of "
+            f"--conv_image_size={settings.conv_image_size}; use one of "
+            f"{_join(patch_sizes(settings))}."
+        )
+
+
+def check_tokenizer(settings):
+    """The tokenizer has an even number of channels."""
+    cells = settings.patch_size**2
+    if settings.patch_dim % (2 * cells):
+        smaller = [p for p in patch_sizes(settings) if settings.patch_dim % (2 * p * p) == 0]
+        nearest = max(1, round(settings.patch_dim / (2 * cells))) * 2 * cells
+        way_out = f"use a multiple of {2 * cells}, such as --patch_dim={nearest}"
+        if smaller:
+            way_out += f", or --patch_size of {_join(smaller)}"
+        raise UserError(
+            f"--patch_dim={settings.patch_dim}: leaves the tokenizer {settings.patch_dim}/"
+            f"{settings.patch_size}^2 channels, which must be an even number; {way_out}."
+        )
+
+
+def check_state(settings):
+    """There is a state of that number."""
+    n_states = settings.n_iters + 1
+    if not -n_states <= settings.denoise_iter < n_states:
+        raise UserError(
+            f"--denoise_iter={settings.denoise_iter}: {settings.n_iters} iterations make the states "
+            f"0 to {settings.n_iters}; use one of these, or -1 to -{n_states} counted from the "
+            "end."
+        )
+
+
+def check_strategy(settings):
+    """The strategy can divide the network."""
+    if "fsdp" in settings.strategy:
+        raise UserError(
+            f"--strategy={settings.strategy}: FSDP cannot divide scalars, and the four weights of "
+            "the contributions are scalars; use --strategy=ddp."
+        )
+
+
+def patch_sizes(settings):
+    """The patch sizes that make more than one column: the norm over a single one is 0."""
+    return divisors(settings.conv_image_size)[:-1]
+
+
+def divisors(number):
+    """All divisors of a positive integer, ascending."""
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def _join(numbers):
+    return ", ".join(map(str, numbers))

@@ -1,0 +1,110 @@
+"""Settings: the network."""
+
+from dataclasses import dataclass
+
+from agglomerator.config.setting import setting
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The network."""
+
+    patch_size: int = setting(
+        "model",
+        1,
+        "Side of the square of tokenizer cells that becomes one column. A divisor of "
+        "conv_image_size.",
+        low=1,
+    )
+    patch_dim: int = setting(
+        "model",
+        128,
+        "Width of a level: the length of one vector. A multiple of 2 * patch_size^2.",
+        low=2,
+    )
+    levels: int = setting(
+        "model",
+        2,
+        "Number of levels of a column: parts at the bottom, the whole object at the top.",
+        low=2,
+        high=1000,
+    )
+    iters: int | None = setting(
+        "model",
+        None,
+        "Number of iterations of the column loop. None: twice the levels.",
+        low=0,
+        high=10000,
+    )
+    conv_image_size: int = setting(
+        "model",
+        8,
+        "Side of the tokenizer's output grid: a quarter of image_size unless you give it, or its "
+        "half or all of it, rounded up. image_size gives a column to every pixel: use it with "
+        "--head=grid and a small batch. Attention grows with the square of the number of columns, "
+        "unless local_consensus_radius limits it.",
+        low=1,
+    )
+    tokenizer: str = setting(
+        "model",
+        "convmlp",
+        "Kind of tokenizer. convmlp (as published): convolutions, then pooling. residual: two "
+        "convolutions, pooling, residual blocks. vgg: convolutions on the grid of the image, then "
+        "on half and on a quarter of it.",
+        choices=("convmlp", "residual", "vgg"),
+    )
+    tokenizer_width: int | None = setting(
+        "model",
+        None,
+        "Channels of the tokenizer. convmlp: of all convolutions but the last. residual: of the "
+        "first convolution; the residual blocks have twice as many. vgg: of the first convolution; "
+        "later ones have two and four times as many. None: half of the output channels, patch_dim "
+        "/ patch_size^2.",
+        low=1,
+    )
+    tokenizer_depth: int = setting(
+        "model",
+        3,
+        "Depth of the tokenizer. convmlp: number of convolutions, 3 as published. residual: number "
+        "of residual blocks. vgg: number of convolutions of the greatest width.",
+        low=2,
+    )
+    head: str = setting(
+        "model",
+        "flatten",
+        "How the columns of the top level become one vector. flatten (as published): all columns "
+        "in a row; its weights grow with the square of columns * patch_dim. grid: means over a "
+        "coarser grid, then flattened; its weights do not grow with the number of columns.",
+        choices=("flatten", "grid"),
+    )
+    head_side: int = setting(
+        "model", 4, "Side of the coarser grid of --head=grid.", low=1, high=4096
+    )
+    denoise_iter: int = setting(
+        "model", -1, "Number of the state that feeds the head: 0 is the initial state, -1 the last."
+    )
+    dropout: float = setting("model", 0.3, "Dropout rate in the contrastive head.", low=0, high=1)
+    contr_dim: int = setting("model", 512, "Length of the embedding of an image.", low=1)
+    consensus_self: bool = setting(
+        "model", False, "Let a column attend to itself as to any other column."
+    )
+    local_consensus_radius: int | float = setting(
+        "model",
+        0,
+        "Columns attend to each other only up to this distance on the grid; 1.5 takes the eight "
+        "neighbours. 0: every column attends to all others.",
+        low=0,
+    )
+    recompute: bool = setting(
+        "model",
+        False,
+        "Compute every iteration a second time in the backward pass instead of storing its inner "
+        "results. This takes less memory and more time.",
+    )
+    consensus_temperature: float | None = setting(
+        "model",
+        None,
+        "Temperature of the attention between columns, whose scores are then cosines of vectors. "
+        "With a small value, such as 0.05, a column attends almost only to columns like itself. "
+        "None: the scores grow with the length of the vectors, as published.",
+    )

@@ -1,0 +1,115 @@
+"""All settings of a run.
+
+The command line has a flag for each setting; `Agglomerator(...)` and `load_checkpoint(...)` take
+them as keywords. Nothing here imports absl or PyTorch, so that flags are read quickly.
+"""
+
+import dataclasses
+import math
+import typing
+from dataclasses import dataclass
+
+from agglomerator.config import checks
+from agglomerator.config.data import DataSettings
+from agglomerator.config.machine import MachineSettings
+from agglomerator.config.model import ModelSettings
+from agglomerator.config.pictures import PictureSettings
+from agglomerator.config.run import RunSettings
+from agglomerator.config.training import TrainingSettings
+
+PATHS = ("load_checkpoint_dir", "output_dir", "data_dir", "hierarchy", "images")
+
+
+@dataclass(frozen=True)
+class Settings(
+    MachineSettings, PictureSettings, TrainingSettings, ModelSettings, DataSettings, RunSettings
+):
+    """All settings of a run, checked as far as possible without data or files.
+
+    A path may begin with ~, the user's home folder. A run without a name has the name of its data
+    set, also after `replace`.
+
+    Raises:
+        UserError: a value is outside its limits, or two values do not fit together. The message
+            names the setting, its value, and values that work.
+    """
+
+    def __post_init__(self):
+        for option in dataclasses.fields(self):
+            checks.check_value(self, option, value_types(option.name))
+        for name in PATHS:
+            checks.expand_home(self, name)
+        checks.check(self)
+
+    @property
+    def is_named(self):
+        """Whether the run was given a name."""
+        return vars(self)["exp_name"] is not None
+
+    @property
+    def stage(self):
+        """Name of the training stage: "contrastive", "supervised" or "finetuned"."""
+        if self.finetune:
+            return "finetuned"
+        return "supervised" if self.supervise else "contrastive"
+
+    @property
+    def n_iters(self):
+        """Iterations T of the column loop."""
+        return 2 * self.levels if self.iters is None else self.iters
+
+    @property
+    def blind(self):
+        """Whether the embedding cannot depend on the image: the tokens reach level 0 in the first
+        iteration and climb one level in each further one."""
+        return self.denoise_iter % (self.n_iters + 1) < self.levels
+
+    @property
+    def grid_size(self):
+        """Columns on a side, S."""
+        return self.conv_image_size // self.patch_size
+
+    @property
+    def n_columns(self):
+        """Columns of an image, n = S * S."""
+        return self.grid_size**2
+
+    @property
+    def token_channels(self):
+        """Channels E of the tokenizer's output."""
+        return self.patch_dim // self.patch_size**2
+
+    @property
+    def tokenizer_stride(self):
+        """Pixels of the image per cell of the grid, along a side: 1, 2 or 4."""
+        return next(s for s in (4, 2, 1) if math.ceil(self.image_size / s) == self.conv_image_size)
+
+    def replace(self, **changes):
+        """A copy with some settings changed. It is checked again."""
+        return Settings(**vars(self) | changes)
+
+
+# Outside the class, where it would be taken for the default. `vars` holds the name as given.
+Settings.exp_name = property(
+    lambda self: vars(self)["exp_name"] if self.is_named else self.dataset,
+    lambda self, name: vars(self).update(exp_name=name),
+    doc="Name of the run: the one given, or that of the data set.",
+)
+
+FIELDS = {option.name: option for option in dataclasses.fields(Settings)}
+
+# What a checkpoint says about the network and its input. Flags that the user gives come first.
+MODEL_SETTINGS = tuple(
+    name for name, option in FIELDS.items() if option.metadata["group"] == "model"
+)
+INPUT_SETTINGS = ("dataset", "image_size", "n_channels", "n_classes", "difficulty", "objects")
+SPLIT_SETTINGS = ("seed", "val_share")
+
+
+def value_types(name):
+    """The types that a setting takes, as a tuple: (int,), (int, float), (str, NoneType), ..."""
+    hint = _HINTS[name]
+    return typing.get_args(hint) or (hint,)
+
+
+_HINTS = typing.get_type_hints(Settings)

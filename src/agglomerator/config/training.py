@@ -1,0 +1,79 @@
+"""Settings: the training."""
+
+from dataclasses import dataclass
+
+from agglomerator.config.setting import setting
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The training."""
+
+    temperature: float = setting("training", 0.07, "Temperature of the contrastive loss.")
+    optimizer: str = setting(
+        "training",
+        "adamw",
+        "adamw (as published), or muon, which uses Muon for weight matrices and AdamW for all "
+        "else. muon often learns more from the same number of batches; learning rates and weight "
+        "decays have the same scale. It is slow with the large matrices of --head=flatten.",
+        choices=("adamw", "muon"),
+    )
+    learning_rate: float = setting(
+        "training", 0.05, "Peak learning rate of the one-cycle schedule.", low=0
+    )
+    agreement: float = setting(
+        "training",
+        0.0,
+        "Weight of the loss that asks for islands in stage one. Below the top level it asks for "
+        "islands of even colour, on the top level for figures that differ from the background. 0: "
+        "no such loss, as published.",
+        low=0,
+    )
+    weight_decay: float = setting("training", 5e-4, "Weight decay of the optimizer.", low=0)
+    lr_speed: int = setting(
+        "training",
+        2000,
+        "Length of the one-cycle schedule, in epochs; if you give only max_epochs, it is "
+        "max_epochs. Afterwards the learning rate keeps its last value.",
+        low=1,
+    )
+    max_epochs: int = setting(
+        "training", 10000, "Number of epochs after which training ends.", low=1
+    )
+    supervised_epochs: int | None = setting(
+        "training",
+        None,
+        "Number of epochs of stage two, and the length of its schedule. None: as in stage one.",
+        low=1,
+    )
+    supervised_learning_rate: float | None = setting(
+        "training",
+        None,
+        "Peak learning rate of stage two. None: learning_rate.",
+        low=0,
+    )
+    accumulate: int = setting(
+        "training",
+        1,
+        "Number of batches whose gradients are added up before each step of the optimizer.",
+        low=1,
+    )
+    compile: bool = setting(
+        "training", False, "Compile the network with TorchInductor. This needs a C++ compiler."
+    )
+    checkpoint_every: float = setting(
+        "training",
+        10.0,
+        "Minutes between two writes of last.ckpt within an epoch, for --resume_training. It is "
+        "also written after every epoch, and when SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 stops the "
+        "run (exit status 143, 130 or 138). Let a cluster send its signal early enough (SLURM: "
+        "--signal).",
+        low=0,
+    )
+    validate_every: int = setting("training", 1, "Number of epochs between two validations.", low=1)
+    monitor: str = setting(
+        "training",
+        "val_acc",
+        "Which validation figure chooses best.ckpt: the accuracy (highest) or the loss (lowest).",
+        choices=("val_acc", "val_loss"),
+    )
