@@ -23,7 +23,7 @@ PARSE = """
 import json, sys
 sys.path.insert(0, "src")
 from agglomerator import cli
-from agglomerator.config import UserError
+from agglomerator.util.errors import UserError
 import dataclasses
 cli.define()
 for argv in json.loads(sys.argv[1]):

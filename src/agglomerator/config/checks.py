@@ -134,9 +134,9 @@ def check_state(settings):
     n_states = settings.n_iters + 1
     if not -n_states <= settings.denoise_iter < n_states:
         raise UserError(
-            f"--denoise_iter={settings.denoise_iter}: {settings.n_iters} iterations make the states "
-            f"0 to {settings.n_iters}; use one of these, or -1 to -{n_states} counted from the "
-            "end."
+            f"--denoise_iter={settings.denoise_iter}: {settings.n_iters} iterations make the "
+            f"states 0 to {settings.n_iters}; use one of these, or -1 to -{n_states} counted from "
+            "the end."
         )
 
 
