@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from matplotlib.collections import LineCollection
 from PIL import Image
 
-from agglomerator.islands.segments import count, islands
+from agglomerator.islands.segments import count, segment
 from agglomerator.util.files import written_whole
 from agglomerator.util.lettering import Figure, shown
 
@@ -152,7 +152,7 @@ class IslandFigures:
         last, first = (
             {
                 "colours": self.projection.colours(of),
-                "labels": islands(of, self.threshold),
+                "labels": segment(of, self.threshold),
                 "note": self._note(of),
             }
             for of in (states[-1], states[:, 0])
