@@ -97,8 +97,8 @@ def test_scores_are_those_of_scikit_learn_and_of_sets(size):
             expected = adjusted_rand_score(mask[i][fore], pixels[i][fore])
             assert ari[i].item() == pytest.approx(expected)
         best = []
-        for segment in mask[i][fore].unique():
-            true = mask[i] == segment
+        for value in mask[i][fore].unique():
+            true = mask[i] == value
             others = [pixels[i] == label for label in pixels[i].unique()]
             best.append(max(((true & o).sum() / (true | o).sum()).item() for o in others))
         assert iou[i].item() == pytest.approx(np.mean(best))

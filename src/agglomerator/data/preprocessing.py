@@ -75,8 +75,8 @@ class Preprocessing:
         outside = least < low - MARGIN or greatest > high + MARGIN
         if outside or (least >= 0 and greatest <= 1):
             warnings.warn(
-                f"images with values from {least:.3g} to {greatest:.3g}, but this network was trained "
-                f"on {low:.3g} to {high:.3g}: use model(model.preprocess(images)).",
+                f"images with values from {least:.3g} to {greatest:.3g}, but this network was "
+                f"trained on {low:.3g} to {high:.3g}: use model(model.preprocess(images)).",
                 stacklevel=2,
             )
 
