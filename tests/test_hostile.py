@@ -31,7 +31,7 @@ from agglomerator.data import registry
 from agglomerator.data.images import read_image
 from agglomerator.data.sets.smallnorb import NAMES, read_matrix
 from agglomerator.data.sets.torchvision_sets import files_of
-from agglomerator.islands.figures import Projection
+from agglomerator.islands.projection import Projection
 from agglomerator.runs import checkpoints
 
 SECONDS = 20
