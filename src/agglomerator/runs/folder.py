@@ -12,7 +12,7 @@ STAGE_PREFIX = {"contrastive": "", "supervised": "supervised_", "finetuned": "fi
 
 
 # What freeze writes, first the record of it.
-FROZEN = ["meaning.json"]
+FROZEN = ["embedding.json"]
 
 
 FROZEN += [
