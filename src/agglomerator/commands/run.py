@@ -18,10 +18,10 @@ from agglomerator.commands import report
 from agglomerator.commands.report import command
 from agglomerator.config import INPUT_SETTINGS, MODEL_SETTINGS, SharedError, UserError
 from agglomerator.data import registry
-from agglomerator.data.augment import normalize
 from agglomerator.data.images import numbered
 from agglomerator.data.module import ImageDataModule, is_lost_worker
 from agglomerator.data.sets.folder import pages_of_files
+from agglomerator.data.transforms import normalize
 from agglomerator.hierarchy import figures as hierarchy_figures
 from agglomerator.hierarchy import scores as hierarchy_scores
 from agglomerator.islands import baselines

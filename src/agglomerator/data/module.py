@@ -19,15 +19,13 @@ from torch.utils.data import DataLoader, DistributedSampler, Subset
 from agglomerator.config import UserError
 from agglomerator.data import registry
 from agglomerator.data.augment import (
-    center_crop,
-    colours_of,
-    normalize,
     rand_augment,
     random_crop,
     random_erasing,
     random_horizontal_flip,
 )
 from agglomerator.data.images import ImageFiles, as_it_is, n_workers
+from agglomerator.data.transforms import center_crop, denormalize, normalize
 from agglomerator.hierarchy.classes import hierarchy_of
 from agglomerator.util.random import seeded_generator
 
@@ -205,7 +203,7 @@ class ImageDataModule(LightningDataModule):
 
     def colours(self, views):
         """Normalised images -> their colours on the scale 0 to 1."""
-        return colours_of(views, self.mean, self.std)
+        return denormalize(views, self.mean, self.std)
 
     def augmented_view(self, images, generator):
         """uint8 images -> normalised float32 images, each changed in its own way."""

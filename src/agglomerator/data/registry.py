@@ -10,13 +10,13 @@ from torchvision.datasets import FashionMNIST
 from torchvision.transforms.v2 import functional as TF
 
 from agglomerator.config import INPUT_SETTINGS, UserError
-from agglomerator.data.augment import to_channels
 from agglomerator.data.images import ImageSet, batches_of
 from agglomerator.data.sets import smallnorb
 from agglomerator.data.sets.folder import class_names, fingerprint, read_folder
 from agglomerator.data.sets.partwhole import CLASSES, PartWhole
 from agglomerator.data.sets.smallnorb import download_smallnorb, read_smallnorb
 from agglomerator.data.sets.torchvision_sets import downloader, reader
+from agglomerator.data.transforms import to_channels
 from agglomerator.hierarchy.classes import known_classes
 
 
