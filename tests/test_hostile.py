@@ -28,7 +28,7 @@ from agglomerator import cli
 from agglomerator.commands import run
 from agglomerator.config import FIELDS, Settings, UserError
 from agglomerator.data import registry
-from agglomerator.data.images import read_image
+from agglomerator.data.decode import read_image
 from agglomerator.data.sets.smallnorb import NAMES, read_matrix
 from agglomerator.data.sets.torchvision_sets import files_of
 from agglomerator.islands.projection import Projection

@@ -9,7 +9,7 @@ from PIL import Image
 
 from agglomerator.config import UserError
 from agglomerator.data import registry
-from agglomerator.data.images import pixels_of, read_image
+from agglomerator.data.decode import pixels_of, read_image
 from agglomerator.data.transforms import center_crop, normalize
 
 MARGIN = 0.05  # tolerance of the check of the range of normalised values

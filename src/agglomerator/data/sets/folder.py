@@ -9,7 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from agglomerator.config import UserError
-from agglomerator.data.images import ImageFiles, formats
+from agglomerator.data.decode import formats
+from agglomerator.data.images import ImageFiles
 from agglomerator.util.machine import memory, processes_here
 from agglomerator.util.terminal import say
 
