@@ -10,7 +10,8 @@ from sklearn.metrics.pairwise import cosine_distances
 
 from agglomerator.hierarchy import scores
 from agglomerator.hierarchy.classes import Hierarchy
-from agglomerator.hierarchy.figures import Marks, draw
+from agglomerator.hierarchy.figures import draw
+from agglomerator.hierarchy.marks import Marks
 from agglomerator.hierarchy.points import Points
 
 PNG = b"\x89PNG\r\n\x1a\n"

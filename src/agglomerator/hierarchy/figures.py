@@ -1,9 +1,7 @@
 """Pictures of the embedding: the test images in two dimensions, the tree of the classes."""
 
 import io
-from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
 from matplotlib.colors import to_rgba_array
 from matplotlib.lines import Line2D
@@ -11,6 +9,7 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 from torchvision.transforms.v2.functional import resize
 
+from agglomerator.hierarchy.marks import GRAY, Marks
 from agglomerator.hierarchy.points import Points
 from agglomerator.hierarchy.scores import ClassTree
 from agglomerator.util.files import write_json, written_whole
@@ -19,83 +18,6 @@ from agglomerator.util.terminal import escaped
 
 THUMBNAIL = 64  # pixels, greatest side
 WIDTH = 8.3  # inches: at 100 pixels an inch, the width of a README
-SHAPES = "o^sDvPX<>*"
-GRAY = "0.55"
-
-
-@dataclass
-class Marks:
-    """Colours and shapes for the classes in pictures.
-
-    Attributes:
-        colours, shapes: of each class.
-        legend: rows (text, colour, shape), in reading order. The colour is None for a super-class
-            that stands above its classes.
-        super_legend: the rows of the super-classes.
-        branches: colours of the super-classes. None if each class has a colour of its own.
-        note: what colours mean, if there is no legend.
-    """
-
-    colours: list
-    shapes: list
-    legend: list
-    super_legend: list = ()
-    branches: list | None = None
-    note: str = ""
-
-    @classmethod
-    def of(cls, classes, hierarchy, order):
-        """Choose colours that colour-blind people can tell apart (Petroff 2021, arXiv 2107.02270).
-
-        Up to ten classes get a colour each, and the shape of their super-class. More classes get
-        the colour and shape of their super-class. If there is no hierarchy, or it has more than
-        thirty super-classes, each class gets its own colour and shape. More than thirty such
-        classes get colours by their place in the class tree, so that near classes look alike.
-
-        Args:
-            classes: names.
-            hierarchy: `Hierarchy` of the classes, or None.
-            order: labels in the order of the leaves of the class tree.
-
-        Example:
-            >>> marks = Marks.of(["cat", "dog"], None, [0, 1])
-            >>> [(text, shape) for text, _, shape in marks.legend]
-            [('cat', 'o'), ('dog', 'o')]
-        """
-        ten = matplotlib.color_sequences["petroff10"]
-        n = len(classes)
-
-        def pair(i):
-            darker = 0.6 ** (i // 10)
-            return tuple(darker * part for part in ten[i % 10]), SHAPES[i // 10]
-
-        tops = [] if hierarchy is None else hierarchy.super_classes
-        if n <= 10 and hierarchy is not None:
-            of_class = hierarchy.super_labels
-            in_order = np.argsort(of_class, kind="stable")
-            colours, shapes = [None] * n, [SHAPES[top] for top in of_class]
-            legend = []
-            for i, label in enumerate(in_order):
-                top = of_class[label]
-                if i == 0 or of_class[in_order[i - 1]] != top:
-                    legend.append((tops[top], None, SHAPES[top]))
-                colours[label] = ten[i]
-                legend.append((classes[label], ten[i], SHAPES[top]))
-            return cls(colours, shapes, legend, [row for row in legend if row[1] is None])
-        if hierarchy is not None and len(tops) <= 30:
-            pairs = [pair(i) for i in range(len(tops))]
-            of_class = [pairs[top] for top in hierarchy.super_labels]
-            legend = [(top, *pairs[i]) for i, top in enumerate(tops)]
-            branches = [colour for colour, _ in pairs]
-            return cls(*map(list, zip(*of_class, strict=True)), legend, legend, branches)
-        if n <= 30:
-            pairs = [pair(i) for i in range(n)]
-            legend = [(name, *pairs[i]) for i, name in enumerate(classes)]
-            return cls(*map(list, zip(*pairs, strict=True)), legend)
-        colours = [GRAY] * n
-        for place, label in enumerate(order):
-            colours[label] = matplotlib.colormaps["viridis"](place / max(len(order) - 1, 1))
-        return cls(colours, ["o"] * n, [], note="; colours in the order of the class tree")
 
 
 def draw_embedding(points, marks, classes, title):
@@ -198,23 +120,8 @@ def draw_tree(tree, marks, classes, hierarchy, title):
     figure = Figure(figsize=(WIDTH, min(1.2 + (0.13 if small else 0.25) * m, 80)))
     figure.set_layout_engine("constrained")
     ax = figure.subplots()
-    places, heights = np.zeros(2 * m - 1), np.zeros(2 * m - 1)
-    places[tree.order] = np.arange(m)
     tops = np.arange(len(classes)) if hierarchy is None else hierarchy.super_labels
-    under = [{tops[label]} for label in tree.present]  # the super-classes below each node
-    for i, (left, right, height, _) in enumerate(tree.linkage):
-        pair = [int(left), int(right)]
-        heights[m + i], places[m + i] = height, places[pair].mean()
-        under.append(under[pair[0]] | under[pair[1]])
-        pure = len(under[-1]) == 1
-        colour = marks.branches[min(under[-1])] if pure and marks.branches else "black"
-        ax.plot(
-            heights[[pair[0], m + i, m + i, pair[1]]],
-            places[[pair[0], pair[0], pair[1], pair[1]]],
-            color=colour if pure else GRAY,
-            linewidth=2.2 if pure else 1.2,
-            solid_capstyle="round",
-        )
+    greatest = _draw_branches(ax, tree, tops, marks.branches)
     for place, leaf in enumerate(tree.order):
         label = tree.present[leaf]
         ax.plot(
@@ -225,7 +132,7 @@ def draw_tree(tree, marks, classes, hierarchy, title):
     ax.set_yticks(range(m), names, fontsize=7 if small else 9)
     ax.tick_params("y", length=0, pad=8)
     ax.yaxis.tick_right()
-    ax.set_xlim(heights.max() * 1.02 or 1, 0)
+    ax.set_xlim(greatest * 1.02 or 1, 0)
     ax.set_ylim(m - 0.4, -0.6)
     ax.spines[["top", "left", "right"]].set_visible(False)
     note = "" if hierarchy is None else "; thick: within one super-class"
@@ -235,6 +142,33 @@ def draw_tree(tree, marks, classes, hierarchy, title):
     columns = min(len(marks.super_legend), 3 if small else 6) or 1
     _add_legend(figure, marks.super_legend, "outside lower center", ncols=columns)
     return figure
+
+
+def _draw_branches(ax, tree, tops, colours):
+    """Draw the branches of a class tree; returns the height of the root.
+
+    Args:
+        tops: (n_classes,) super-class of each class.
+        colours: of the super-classes, or None.
+    """
+    m = len(tree.present)
+    places, heights = np.zeros(2 * m - 1), np.zeros(2 * m - 1)
+    places[tree.order] = np.arange(m)
+    under = [{tops[label]} for label in tree.present]  # the super-classes below each node
+    for i, (left, right, height, _) in enumerate(tree.linkage):
+        pair = [int(left), int(right)]
+        heights[m + i], places[m + i] = height, places[pair].mean()
+        under.append(under[pair[0]] | under[pair[1]])
+        pure = len(under[-1]) == 1
+        colour = colours[min(under[-1])] if pure and colours else "black"
+        ax.plot(
+            heights[[pair[0], m + i, m + i, pair[1]]],
+            places[[pair[0], pair[0], pair[1], pair[1]]],
+            color=colour if pure else GRAY,
+            linewidth=2.2 if pure else 1.2,
+            solid_capstyle="round",
+        )
+    return heights.max()
 
 
 def draw(embedding, labels, scored, settings, data):
