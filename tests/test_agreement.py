@@ -3,7 +3,7 @@ import torch
 
 from agglomerator.data.sets.partwhole import draw_scene
 from agglomerator.islands.scores import against_mask
-from agglomerator.islands.segments import count, islands
+from agglomerator.islands.segments import count, segment
 from agglomerator.training.agreement import agreement_loss, border_background, mean_shift
 
 RED, BLUE = torch.tensor([0.9, 0.1, 0.1]), torch.tensor([0.1, 0.2, 0.8])
@@ -96,7 +96,7 @@ def test_columns_that_follow_the_loss_become_parts_and_object():
         optimizer.zero_grad()
         agreement_loss(states, colours, generator).backward()
         optimizer.step()
-    found = islands(states.detach(), 0.8)
+    found = segment(states.detach(), 0.8)
     lowest, highest = against_mask(found[:, 0], parts)[0], against_mask(found[:, 1], parts > 0)[1]
     assert lowest > 0.8
     assert highest > 0.7

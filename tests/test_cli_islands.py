@@ -10,7 +10,7 @@ from agglomerator import load_checkpoint
 from agglomerator.config import Settings
 from agglomerator.data.module import ImageDataModule
 from agglomerator.data.sets.folder import pages_of_files
-from agglomerator.islands.segments import count, islands
+from agglomerator.islands.segments import count, segment
 from agglomerator.runs.checkpoints import SHELF
 from agglomerator.util.errors import UserError
 
@@ -35,7 +35,7 @@ def test_training_draws_logs_and_animates_islands(stage_one):
     with Image.open(folder / "contrastive.gif") as animation:
         assert animation.n_frames == len(frames)
     header, *_ = (stage_one.output / "small/logs/contrastive/metrics.csv").read_text().splitlines()
-    for name in ("agreement", "number", "size", "inside"):
+    for name in ("cosine", "number", "size", "inside"):
         assert {f"val_islands_{name}_{level}" for level in (0, 1)} <= set(header.split(","))
 
 
@@ -66,7 +66,7 @@ def test_scores_of_a_test_are_those_of_its_islands(stage_one_checkpoint, tmp_pat
     images, _ = data.test.dataset[:]
     assert record["images"] == len(images)
     with torch.no_grad():
-        number, inside = count(islands(model.states(data.view(images))[-1], 0.5))
+        number, inside = count(segment(model.states(data.view(images))[-1], 0.5))
     for level, row in enumerate(record["rows"]):
         assert row["of"] == f"level {level}"
         assert row["number"] == pytest.approx(number[:, level].mean().item(), rel=1e-3)

@@ -123,7 +123,7 @@ def test_freeze_writes_every_image_in_the_order_of_the_data_set(
     assert n_images == len(load_digits().target)
 
     # Digits have no known hierarchy: the silhouette is all that is scored.
-    record = json.loads((tmp_path / "f" / "meaning.json").read_text())
+    record = json.loads((tmp_path / "f" / "embedding.json").read_text())
     assert record["hierarchy"] is None and list(record["scores"]) == ["silhouette_by_class"]
     assert record["classified_by"] == "nearest class mean"
     (table,) = (tmp_path / "f" / "logs" / "freeze").rglob("points*.table.json")
@@ -179,7 +179,7 @@ def test_features_of_another_network_are_kept(stage_one_checkpoint, stage_two_ch
     (aside,) = (folder / "earlier").iterdir()
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == names
     assert names.keys() <= {path.name for path in folder.iterdir()}
-    assert json.loads((folder / "meaning.json").read_text())["settings"]["seed"] == 42
+    assert json.loads((folder / "embedding.json").read_text())["settings"]["seed"] == 42
 
 
 def test_published_checkpoint_works_like_our_own(stage_two_checkpoint, tmp_path):

@@ -28,10 +28,10 @@ from agglomerator import cli
 from agglomerator.commands import run
 from agglomerator.config import FIELDS, Settings
 from agglomerator.data import registry
-from agglomerator.data.images import read_image
+from agglomerator.data.decode import read_image
 from agglomerator.data.sets.smallnorb import NAMES, read_matrix
 from agglomerator.data.sets.torchvision_sets import files_of
-from agglomerator.islands.figures import Projection
+from agglomerator.islands.projection import Projection
 from agglomerator.plan import complete_from_checkpoint, complete_from_data
 from agglomerator.runs import checkpoints
 from agglomerator.util.errors import UserError

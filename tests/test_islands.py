@@ -6,7 +6,13 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 
 from agglomerator.islands.scores import IslandScores, against_mask
-from agglomerator.islands.segments import agreement, count, islands, neighbour_cosines, to_pixels
+from agglomerator.islands.segments import (
+    count,
+    mean_cosine,
+    neighbour_cosines,
+    segment,
+    to_pixels,
+)
 
 # Two levels of a grid of 4x4 columns: letters are vectors, B at a cosine of 0.8 to A, C at 0.
 VECTORS = {"A": (1.0, 0.0, 0.0), "B": (0.8, 0.6, 0.0), "C": (0.0, 0.0, 2.0)}
@@ -40,27 +46,27 @@ def flood(connected, side):
 
 
 def test_islands_of_a_picture_drawn_by_hand():
-    lower, upper = islands(states_of(LOWER, UPPER), 0.9)[0].tolist()
+    lower, upper = segment(states_of(LOWER, UPPER), 0.9)[0].tolist()
     assert lower == [[0, 0, 0, 3], [0, 5, 0, 3], [0, 0, 0, 3], [12, 12, 12, 15]]
     assert upper == [[0, 0, 2, 2]] * 4
-    (_, upper) = islands(states_of(LOWER, UPPER), 0.7)[0].tolist()
+    (_, upper) = segment(states_of(LOWER, UPPER), 0.7)[0].tolist()
     assert upper == [[0] * 4] * 4
 
 
 def test_numbers_of_a_picture_drawn_by_hand():
     states = states_of(LOWER, UPPER)
-    number, inside = count(islands(states, 0.9))
+    number, inside = count(segment(states, 0.9))
     assert number.tolist() == [[5, 2]]
     assert inside.tolist() == [[14 / 16, 1]]
     # Neighbours that are equal: of 24 pairs LOWER has 6 beside and 6 above, UPPER 20.
-    found = agreement(*neighbour_cosines(states))[0].tolist()
+    found = mean_cosine(*neighbour_cosines(states))[0].tolist()
     assert found == pytest.approx([12 / 24, (20 + 4 * 0.8) / 24])
 
 
 @pytest.mark.parametrize("side", [1, 2, 7, 20])
 def test_islands_are_those_that_a_walk_finds(side):
     states = torch.randn(2, 3, side * side, 2, 2, generator=torch.Generator().manual_seed(side))
-    found = islands(states, 0.3)
+    found = segment(states, 0.3)
     assert found.shape == (2, 3, 2, side, side)
     unit = states / states.norm(dim=-1, keepdim=True)
     for i, j, level in np.ndindex(2, 3, 2):
@@ -71,7 +77,7 @@ def test_islands_are_those_that_a_walk_finds(side):
 
 def test_bfloat16_agrees_with_what_it_holds():
     states = torch.randn(2, 49, 2, 8).bfloat16()
-    assert islands(states, 0.2).equal(islands(states.float(), 0.2))
+    assert segment(states, 0.2).equal(segment(states.float(), 0.2))
 
 
 @pytest.mark.parametrize("size", [8, 12])
@@ -91,8 +97,8 @@ def test_scores_are_those_of_scikit_learn_and_of_sets(size):
             expected = adjusted_rand_score(mask[i][fore], pixels[i][fore])
             assert ari[i].item() == pytest.approx(expected)
         best = []
-        for segment in mask[i][fore].unique():
-            true = mask[i] == segment
+        for value in mask[i][fore].unique():
+            true = mask[i] == value
             others = [pixels[i] == label for label in pixels[i].unique()]
             best.append(max(((true & o).sum() / (true | o).sum()).item() for o in others))
         assert iou[i].item() == pytest.approx(np.mean(best))
@@ -122,7 +128,7 @@ def test_scores_add_up_over_batches():
         twice.update_states(states[rows], 0.2, {name: mask[rows] for name, mask in masks.items()})
     for found, expected in zip(twice.compute(), once.compute(), strict=True):
         assert found == pytest.approx(expected, abs=1e-6)
-    labels = islands(states, 0.2)
+    labels = segment(states, 0.2)
     for level, found in enumerate(once.compute()):
         assert "objects_ari" not in found  # one object at most
         assert found["parts_ari"] == pytest.approx(
@@ -132,7 +138,7 @@ def test_scores_add_up_over_batches():
         assert found["size"] == pytest.approx(np.mean(sizes))
         assert found["number"] == pytest.approx(len(sizes) / 7)
         assert found["inside"] == pytest.approx(sum(s for s in sizes if s > 1) / (7 * 16))
-        assert math.isfinite(found["agreement"])
+        assert math.isfinite(found["cosine"])
 
 
 def group(labels):

@@ -10,7 +10,7 @@ from agglomerator.data.module import ImageDataModule
 from agglomerator.data.sets.partwhole import CLASSES, PartWhole
 from agglomerator.islands.baselines import compare, k_means, most_common
 from agglomerator.islands.scores import against_mask
-from agglomerator.islands.segments import islands
+from agglomerator.islands.segments import segment
 
 
 def test_k_means_finds_segments_of_one_colour():
@@ -50,13 +50,13 @@ def test_the_table_of_a_network():
     images, _ = data.test.dataset[torch.arange(30)]
     parts = torch.as_tensor(data.test.dataset.extra["parts"][:30])
     with torch.no_grad():
-        labels = islands(model.states(data.view(images))[-1], settings.island_threshold)
+        labels = segment(model.states(data.view(images))[-1], settings.island_threshold)
     ari, iou = against_mask(labels[:, 1], parts)
     assert np.isclose(rows["level 1"]["parts_ari"], ari.mean())
     assert np.isclose(rows["level 1"]["parts_iou"], iou.mean())
     ari, _ = against_mask(k_means(images, parts), parts)
     assert np.isclose(rows["k-means, true number"]["parts_ari"], ari.mean())
-    assert rows["level 0"]["agreement"] != rows["level 0, untrained"]["agreement"]
+    assert rows["level 0"]["cosine"] != rows["level 0, untrained"]["cosine"]
     best = rows["true masks, on this grid"]
     assert 0 < best["parts_ari"] < best["objects_ari"] < 1
-    assert "number" not in best and "agreement" not in best
+    assert "number" not in best and "cosine" not in best

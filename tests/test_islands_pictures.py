@@ -2,18 +2,16 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 from PIL import Image
 
 from agglomerator.islands.figures import (
     IslandFigures,
-    Projection,
     animate,
-    chosen,
     draw_iterations,
     draw_levels,
-    to_srgb,
+    evenly_spaced,
 )
+from agglomerator.islands.projection import Projection, to_srgb
 
 
 @pytest.fixture
@@ -59,8 +57,9 @@ def test_a_later_album_of_the_folder_has_the_same_colours(tmp_path, states):
     image = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
     colours = []
     for i in range(2):
-        sheets = IslandFigures(tmp_path, 0.8).figures(image, "ab", states + 5 * i, "title")
-        colours.append(sheets[0].keywords["colours"])
+        figure, _ = IslandFigures(tmp_path, 0.8).figures(image, "ab", states + 5 * i, "title")
+        panels = [ax.images[0].get_array() for ax in figure.axes]  # of each image: input, levels
+        colours.append(np.array([panels[1:3], panels[4:6]]))
         expected = Projection.fit(states[-1]).colours(states[-1] + 5 * i)
         np.testing.assert_allclose(colours[i], expected)
     assert not np.allclose(*colours)
@@ -68,22 +67,22 @@ def test_a_later_album_of_the_folder_has_the_same_colours(tmp_path, states):
 
 def test_captions_say_how_much_of_the_vectors_colours_show(tmp_path, states):
     states[..., 0, 2:] = 0  # two axes hold all of level 0
-    sheets = IslandFigures(tmp_path, 0.8).figures(torch.zeros(2, 1, 8, 8), "ab", states, "title")
+    image = torch.zeros(2, 1, 8, 8)
+    figure, _ = IslandFigures(tmp_path, 0.8).figures(image, "ab", states, "title")
     vectors = torch.nn.functional.normalize(states[-1, :, :, 1].double(), dim=-1).flatten(0, 1)
     squares = torch.linalg.svdvals(vectors - vectors.mean(0)).square()
     share = (squares[:3].sum() / squares.sum()).item()
-    held = Projection.fit(states[-1]).held(states[-1])
-    assert held[0] == pytest.approx(1, abs=0.03) and held[1] == pytest.approx(share, abs=0.03)
-    assert f"{held[0]:.0%} at level 0, {held[1]:.0%} at level 1" in sheets[0].keywords["note"]
-    assert Projection.fit(states[-1]).held(torch.ones(2, 16, 2, 8)).tolist() == [1, 1]
+    shares = Projection.fit(states[-1]).explained_variance(states[-1])
+    assert shares[0] == pytest.approx(1, abs=0.03) and shares[1] == pytest.approx(share, abs=0.03)
+    assert f"{shares[0]:.0%} at level 0, {shares[1]:.0%} at level 1" in figure.get_supxlabel()
+    assert Projection.fit(states[-1]).explained_variance(torch.ones(2, 16, 2, 8)).tolist() == [1, 1]
 
 
 def test_one_row_an_image_with_outlines_and_numbers():
     labels = torch.tensor([[0, 0], [2, 2]]).expand(2, 3, 2, 2).clone()
     labels[1, 2] = 0
-    figure = Figure()
     colours = np.zeros((2, 3, 2, 2, 3))
-    draw_levels(figure, torch.zeros(2, 3, 8, 8), ["cat", "dog"], colours, labels, "t", "n")
+    figure = draw_levels(torch.zeros(2, 3, 8, 8), ["cat", "dog"], colours, labels, "t", "n")
     assert len(figure.axes) == 2 * 4
     names = [ax.get_ylabel() for ax in figure.axes[::4]]
     assert names == ["cat", "dog"]
@@ -99,13 +98,12 @@ def test_one_row_an_image_with_outlines_and_numbers():
 
 
 def test_iterations_in_a_row_and_no_more_than_fit():
-    figure = Figure()
     labels, colours = torch.zeros(21, 2, 4, 4).long(), np.zeros((21, 2, 4, 4, 3))
-    width, _ = draw_iterations(figure, torch.zeros(1, 8, 8), colours, labels, "t", "n")
+    figure = draw_iterations(torch.zeros(1, 8, 8), colours, labels, "t", "n")
     found = texts(figure)
     assert "t = 0" in found and "t = 20" in found and len(figure.axes) == 2 * 9
-    assert width < 10
-    assert chosen(3) == [0, 1, 2] and len(chosen(1000)) == 8
+    assert figure.get_figwidth() < 10
+    assert evenly_spaced(3) == [0, 1, 2] and len(evenly_spaced(1000)) == 8
 
 
 def test_animation_has_the_pictures_in_order(tmp_path):

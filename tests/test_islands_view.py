@@ -22,7 +22,6 @@ from agglomerator import Agglomerator, load_checkpoint
 from agglomerator.config import Settings
 from agglomerator.data.module import ImageDataModule
 from agglomerator.islands import live_view
-from agglomerator.islands.figures import Projection, kept_arrays
 from agglomerator.islands.live_view import (
     EARLY,
     MOST_FRAMES,
@@ -31,6 +30,7 @@ from agglomerator.islands.live_view import (
     samples,
     states_of,
 )
+from agglomerator.islands.projection import Projection, load_arrays
 from agglomerator.islands.window import BACKEND
 from agglomerator.training.module import LitAgglomerator
 
@@ -83,7 +83,7 @@ def test_frames_stay_few_and_even(view, tmp_path):
     view._drop_frames(2000)
     assert [int(frame.stem) for frame in view._frames()] == [s for s in steps if s <= 2000]
     names = "states", "title"
-    kept = {path.stem: kept_arrays(path, names) for path in view.frames.glob("*.npz")}
+    kept = {path.stem: load_arrays(path, names) for path in view.frames.glob("*.npz")}
     assert sorted(kept) == [frame.stem for frame in view._frames()]
     assert all(arrays["title"] == f"step {int(step)}" for step, arrays in kept.items())
 

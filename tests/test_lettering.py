@@ -6,8 +6,9 @@ import pytest
 from matplotlib.text import Text
 
 from agglomerator.commands.report import draw_confusion
-from agglomerator.hierarchy.figures import Marks, draw_embedding
-from agglomerator.util.lettering import Figure, shown
+from agglomerator.hierarchy.figures import draw_embedding
+from agglomerator.hierarchy.marks import Marks
+from agglomerator.util.lettering import Figure, as_drawn
 
 NAMES = ["$b$_^{", r"\frac", "_d", "Кот", "قطة", "a\udcff", "\x07", "e\ufdd0", "ü😀中"]
 
@@ -26,7 +27,7 @@ def test_names_are_drawn_letter_by_letter_and_what_no_font_has_as_its_code():
     texts = drawn(figure)
     assert {"$b$_^{", r"\frac", "_d", "Кот", r"a\udcff", r"\x07", r"e\ufdd0"} <= texts
     assert not any(text.get_parse_math() for text in figure.findobj(Text))
-    assert shown("ü$") == "ü$" and shown("a\udcff") == r"a\udcff"
+    assert as_drawn("ü$") == "ü$" and as_drawn("a\udcff") == r"a\udcff"
 
 
 @pytest.mark.filterwarnings("error")

@@ -10,7 +10,9 @@ from sklearn.metrics.pairwise import cosine_distances
 
 from agglomerator.hierarchy import scores
 from agglomerator.hierarchy.classes import Hierarchy
-from agglomerator.hierarchy.figures import Marks, draw
+from agglomerator.hierarchy.figures import draw
+from agglomerator.hierarchy.marks import Marks
+from agglomerator.hierarchy.points import Points
 
 PNG = b"\x89PNG\r\n\x1a\n"
 DIGITS = "round: 0, 6, 8, 9\nstraight: 1, 4, 7\nopen: 2, 3, 5\n"
@@ -56,10 +58,10 @@ def test_class_tree_joins_the_nearest_means_first():
     assert top in ({0, 1, 2}, {3, 4, 5})
 
 
-def test_agreement_with_the_true_and_with_a_wrong_hierarchy():
+def test_tree_fits_the_true_and_not_a_wrong_hierarchy():
     true, wrong = [0] * 6 + [1] * 4, [0, 1] * 5
     tree = scores.ClassTree.of(*embedding_of(true, n=2000))
-    good = scores.agreement(tree, hierarchy_of(true))
+    good = scores.tree_scores(tree, hierarchy_of(true))
     assert good["clusters"] == 2
     assert good["purity"]["value"] == 1
     assert good["purity"]["p"] < 0.02
@@ -67,7 +69,7 @@ def test_agreement_with_the_true_and_with_a_wrong_hierarchy():
     assert good["cophenetic_correlation"]["value"] > 0.9
     assert good["cophenetic_correlation"]["p"] < 0.02
     assert abs(good["cophenetic_correlation"]["chance"]) < 0.05
-    bad = scores.agreement(tree, hierarchy_of(wrong))
+    bad = scores.tree_scores(tree, hierarchy_of(wrong))
     assert bad["cophenetic_correlation"]["value"] < 0.2
     assert bad["purity"]["value"] < 0.8
 
@@ -75,7 +77,7 @@ def test_agreement_with_the_true_and_with_a_wrong_hierarchy():
 def test_cophenetic_correlation_counted_by_hand():
     # The tree ((a, b) at 1, c) at 3 and the hierarchy (a, (b, c)), pairs ab, ac, bc.
     tree = scores.ClassTree(np.arange(3), np.array([[0.0, 1, 1, 2], [2, 3, 3, 3]]))
-    found = scores.agreement(tree, hierarchy_of([0, 1, 1]))
+    found = scores.tree_scores(tree, hierarchy_of([0, 1, 1]))
     expected = np.corrcoef([1, 3, 3], [2, 2, 1])[0, 1]
     assert found["cophenetic_correlation"]["value"] == pytest.approx(expected)
     assert found["purity"]["value"] == pytest.approx(2 / 3)
@@ -117,7 +119,7 @@ def test_strange_embeddings_are_drawn_and_scored(x, labels, tmp_path):
 
 def test_points_are_a_sample_that_the_seed_chooses():
     x, labels = embedding_of([0, 1], n=500, width=4)
-    points, again, other = (scores.Points.of(x, labels, seed, most=100) for seed in (1, 1, 2))
+    points, again, other = (Points.of(x, labels, seed, most=100) for seed in (1, 1, 2))
     assert len(points.rows) == len(set(points.rows)) == 100
     assert set(points.rows) != set(other.rows)
     np.testing.assert_array_equal(points.labels, labels[points.rows])
@@ -157,7 +159,7 @@ def test_freeze_draws_and_scores(stage_two_checkpoint, digits_hierarchy, tmp_pat
     flags = f"--load_checkpoint_dir={stage_two_checkpoint}", f"--hierarchy={digits_hierarchy}"
     result = small_run(tmp_path, "--exp_name=f", "--mode=freeze", "--logger=tensorboard", *flags)
     folder = tmp_path / "f"
-    record = json.loads((folder / "meaning.json").read_text())
+    record = json.loads((folder / "embedding.json").read_text())
     for name in ("embedding", "dendrogram"):
         assert (folder / f"{name}.png").read_bytes().startswith(PNG)
         assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")

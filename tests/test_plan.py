@@ -107,7 +107,7 @@ def test_other_classes(trained, tmp_path, capsys):
         run(capsys, tmp_path, supervise=True, resume_training=True, **flags)
     said, place = run(capsys, tmp_path, mode="freeze", **flags)
     assert "nearest class mean" in said
-    assert json.loads((place / "meaning.json").read_text())["error"] < 0.3
+    assert json.loads((place / "embedding.json").read_text())["error"] < 0.3
     said, place = run(capsys, tmp_path, mode="islands", **flags)
     assert (place / "islands" / "test.png").is_file()
 

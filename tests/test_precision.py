@@ -10,7 +10,7 @@ from pytorch_lightning.plugins import DoublePrecision, HalfPrecision, MixedPreci
 
 from agglomerator import load_checkpoint
 from agglomerator.config import Settings
-from agglomerator.data import augment
+from agglomerator.data import augment, transforms
 from agglomerator.data.module import ImageDataModule
 from agglomerator.training.metrics import RunMetrics
 
@@ -26,7 +26,7 @@ FUNCTIONS = {
     "random_crop": lambda images, draw: augment.random_crop(images, 30, draw, padding=4),
     "random_horizontal_flip": augment.random_horizontal_flip,
     "random_erasing": augment.random_erasing,
-    "normalize": lambda images, draw: augment.normalize(images, (0.1, 0.5, 0.9), 0.3),
+    "normalize": lambda images, draw: transforms.normalize(images, (0.1, 0.5, 0.9), 0.3),
 }
 
 

@@ -373,7 +373,7 @@ def test_json_has_null_for_what_is_not_known(tmp_path):
     report.write_test(tmp_path, "supervised", unknown | shown, counts, ["0", "1"])
     figures.write(tmp_path, unknown, {})
     record.write(tmp_path / "run.json", [unknown])
-    wanted = {"test_supervised": known | shown, "meaning": known, "run": [known]}
+    wanted = {"test_supervised": known | shown, "embedding": known, "run": [known]}
     for name, content in wanted.items():
         assert json.loads((tmp_path / f"{name}.json").read_text(), parse_constant=pytest.fail) == (
             content

@@ -24,7 +24,8 @@ from torchvision import transforms
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 
-from agglomerator.data.augment import normalize, rand_augment  # noqa: E402
+from agglomerator.data.augment import rand_augment  # noqa: E402
+from agglomerator.data.transforms import normalize  # noqa: E402
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 

@@ -7,7 +7,7 @@ from PIL import Image
 from torchvision.transforms import RandAugment, RandomErasing
 from torchvision.transforms import functional as tvf
 
-from agglomerator.data import augment
+from agglomerator.data import augment, transforms
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
@@ -183,13 +183,13 @@ def test_crops_refuse_windows_larger_than_the_image():
     with pytest.raises(ValueError, match="17x17.*16x16"):
         augment.random_crop(images, 17, seeded())
     with pytest.raises(ValueError, match="20x16.*16x16"):
-        augment.center_crop(images, (20, 16))
+        transforms.center_crop(images, (20, 16))
 
 
 @pytest.mark.parametrize("size", [32, 5, (4, 27), 1])
 def test_center_crop_equals_torchvisions(size):
     images = smooth_images(3, 3, 32, 37)
-    assert torch.equal(augment.center_crop(images, size), tvf.center_crop(images, size))
+    assert torch.equal(transforms.center_crop(images, size), tvf.center_crop(images, size))
 
 
 def test_half_of_the_images_are_mirrored():
@@ -245,25 +245,25 @@ def test_random_erasing_writes_the_value_of_each_channel():
 
 def test_normalize_equals_torchvisions():
     images = smooth_images(4)
-    ours = augment.normalize(images, MEAN, STD)
+    ours = transforms.normalize(images, MEAN, STD)
     theirs = tvf.normalize(tvf.convert_image_dtype(images, torch.float32), MEAN, STD)
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-    gray = augment.normalize(images[:, :1], 0.5, 0.5)
+    gray = transforms.normalize(images[:, :1], 0.5, 0.5)
     torch.testing.assert_close(gray, images[:, :1] / 127.5 - 1, rtol=0, atol=1e-6)
 
 
 def test_to_channels():
     images = smooth_images(4)
-    gray = augment.to_channels(images, 1)
+    gray = transforms.to_channels(images, 1)
     for image, ours in zip(images, gray, strict=True):
         pillow = Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")
         assert np.array_equal(ours[0].numpy(), np.asarray(pillow))
-    repeated = augment.to_channels(gray, 3)
+    repeated = transforms.to_channels(gray, 3)
     assert repeated.shape == images.shape and (repeated == gray).all()
-    assert augment.to_channels(images, 3) is images
+    assert transforms.to_channels(images, 3) is images
     with pytest.raises(ValueError, match="not 2"):
-        augment.to_channels(images, 2)
+        transforms.to_channels(images, 2)
 
 
 def test_wrong_input_is_named():
@@ -271,7 +271,7 @@ def test_wrong_input_is_named():
     with pytest.raises(TypeError, match="uint8, not torch.float32"):
         augment.rand_augment(images.float(), seeded())
     with pytest.raises(TypeError, match="uint8"):
-        augment.normalize(images.float(), 0.5, 0.5)
+        transforms.normalize(images.float(), 0.5, 0.5)
     with pytest.raises(ValueError, match=r"\(2, 2, 32, 32\)"):
         augment.rand_augment(images[:, :2], seeded())
     with pytest.raises(ValueError, match="0 to 30, not 31"):

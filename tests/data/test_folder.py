@@ -7,7 +7,8 @@ from PIL import Image
 
 from agglomerator.config import Settings
 from agglomerator.data import registry
-from agglomerator.data.images import ImageFiles, ImageSet, UnreadableImage, read_image
+from agglomerator.data.decode import UnreadableImage, read_image
+from agglomerator.data.images import ImageFiles, ImageSet
 from agglomerator.data.module import ImageDataModule
 from agglomerator.data.sets import folder
 from agglomerator.plan import complete_from_data

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from agglomerator.data.images import UnreadableImage, read_image, to_8_bits
+from agglomerator.data.decode import UnreadableImage, read_image, to_8_bits
 
 GRAY, RGB, GRAY_ALPHA, RGB_ALPHA = 0, 2, 4, 6  # PNG's types of colour
 

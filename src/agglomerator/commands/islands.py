@@ -5,8 +5,8 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from agglomerator.commands.build import build_data, build_network
 from agglomerator.data import registry
-from agglomerator.data.augment import normalize
 from agglomerator.data.sets.folder import pages_of_files
+from agglomerator.data.transforms import normalize
 from agglomerator.islands.figures import IslandFigures
 from agglomerator.islands.live_view import samples
 from agglomerator.plan import resolve

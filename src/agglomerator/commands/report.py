@@ -213,7 +213,7 @@ def draw_confusion(confusion, classes, record):
 
 def island_lines(record):
     """The scores of islands as a table for the terminal."""
-    titles = {"agreement": "cosine", "number": "islands", "size": "columns", "inside": "inside"}
+    titles = {"cosine": "cosine", "number": "islands", "size": "columns", "inside": "inside"}
     titles |= {"parts_ari": "parts ARI", "parts_iou": "IoU"}
     titles |= {"objects_ari": "objects ARI", "objects_iou": "IoU"}
     known = [name for name in titles if any(name in row for row in record["rows"])]

@@ -1,1 +1,1 @@
-"""Data: the data sets, augmentation in batches, and what feeds a run."""
+"""Data sets, augmentation of batches, and the batches of a run."""

@@ -1,4 +1,4 @@
-"""Classes by their names: those of a data set beside those that a network has learned."""
+"""Classes by name: which class of a network is which class of a data set."""
 
 import copy
 from dataclasses import dataclass
@@ -11,52 +11,51 @@ class ClassMap:
     """The labels that a run gives to the classes of its data set.
 
     Attributes:
-        names: of the classes of the run, in the order of its labels.
-        labels: label of each class of the data set, in the data set's order.
+        names: of the run's classes, in the order of the run's labels.
+        labels: the run's label of each class of the data set, in the data set's order.
     """
 
     names: tuple
     labels: tuple
 
     def apply(self, images):
-        """A data set (`labels`, `classes`) with the labels of the run; the images are shared."""
+        """A copy of a data set with the run's `labels` and `classes`. It shares the images."""
         relabelled = copy.copy(images)
         relabelled.labels = torch.as_tensor(self.labels)[images.labels]
         relabelled.classes = list(self.names)
         return relabelled
 
 
-def match(known, found):
-    """Where each class of a data set stands among known ones.
+def match(known, names):
+    """Find the classes of a data set among the classes of a network.
 
-    Names are equal if their letters and digits are, in upper or lower case: a folder cannot be
-    called T-shirt/top. Folders named 0, 1, 2, ... stand for the known classes in their order, if
-    there are as many.
+    Names match if their letters and digits do, whatever their case: no folder can be called
+    T-shirt/top. Folders named 0, 1, 2, ... are the known classes in order, if there are as many.
 
     Args:
-        known: names of a network's classes, in the order of its labels.
-        found: names of a data set's classes.
+        known: names of the network's classes, in the order of its labels.
+        names: of the data set's classes.
 
     Returns:
-        Indices into `known`, one for each of `found`; None if one of these is not known.
+        An index into `known` for each of `names`. None if any of them is not known.
 
     Example:
         >>> match(["T-shirt/top", "Bag"], ["bag", "T-shirt_top"])
         [1, 0]
     """
     for form in (str, _letters):
-        places = {form(name): i for i, name in enumerate(known)}
-        wanted = [form(name) for name in found]
-        distinct = len(places) == len(known) and len(set(wanted)) == len(wanted)
-        if distinct and all(name in places for name in wanted):
-            return [places[name] for name in wanted]
-    if len(found) == len(known) and are_numbers(found):
-        return [int(name) for name in found]
+        indices = {form(name): i for i, name in enumerate(known)}
+        forms = [form(name) for name in names]
+        distinct = len(indices) == len(known) and len(set(forms)) == len(forms)
+        if distinct and all(name in indices for name in forms):
+            return [indices[name] for name in forms]
+    if len(names) == len(known) and are_numbers(names):
+        return [int(name) for name in names]
     return None
 
 
 def are_numbers(names):
-    """Whether the names are 0, 1, 2, ... in any order, as 00, 01, 02 too."""
+    """Whether the names are 0, 1, 2, ... in any order. They may begin with zeros, as 00, 01, 02."""
     return all(name.isdecimal() for name in names) and sorted(map(int, names)) == list(
         range(len(names))
     )

@@ -1,15 +1,11 @@
-"""What feeds a run: the split, batches in an order fixed by seed and epoch, and their views."""
+"""The data of a run: the split, batches in an order that seed and epoch fix, and their views."""
 
-import contextlib
-import hashlib
 import math
 import os
 import signal
-import tempfile
 import threading
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,38 +14,41 @@ from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 from agglomerator.data import registry
 from agglomerator.data.augment import (
-    center_crop,
-    colours_of,
-    normalize,
     rand_augment,
     random_crop,
     random_erasing,
     random_horizontal_flip,
 )
+from agglomerator.data.download import one_at_a_time
 from agglomerator.data.images import ImageFiles, as_it_is, n_workers
+from agglomerator.data.transforms import center_crop, denormalize, normalize
 from agglomerator.hierarchy.classes import hierarchy_of
 from agglomerator.util.errors import UserError
 from agglomerator.util.random import seeded_generator
 
 
 class ImageDataModule(LightningDataModule):
-    """The data set of a run.
+    """The data set of a run, in batches.
 
-    Batches are uint8 images (B, C, H, W) and labels (B,); `view` and `augmented_view` make the
-    network's input of them, on whatever device they are, `crop` what a person should see.
-
-    Attributes: `classes`, names; after `setup` `train`, `val`, `test`, subsets in data-set order,
-    the first two read when they are first asked for, the last as --limit_test leaves it; and
-    `hierarchy`, what is known of the classes' super-classes, or None.
+    A batch is uint8 images (B, C, H, W) and labels (B,). `view` and `augmented_view` turn images
+    into the network's input, on the device where they are; `crop` makes them fit to look at. The
+    LightningModule calls these itself: `on_after_batch_transfer` does not know the index of the
+    batch, on which random draws depend, and validation in stage one needs both kinds of view.
 
     Args:
         settings: of the run.
-        class_map: `ClassMap` with the labels of the run; None for those of the data set.
-        split_seed: decides which training images are held out; None for the run's seed.
+        class_map: `ClassMap` with the labels of the run; None for the labels of the data set.
+        split_seed: decides which training images are held out; None for the seed of the run.
+
+    Attributes:
+        classes: names, in the order of labels.
+        train, val, test: subsets in data-set order. `train` and `val` are read at first use.
+            --limit_test applies to `test`, which `setup` reads.
+        hierarchy: `Hierarchy` of the classes, or None; set by `setup`.
 
     Raises:
-        UserError: there is no such data set, --limit_test is less than a batch, or --hierarchy does
-            not fit the classes.
+        UserError: there is no such data set, --limit_test is less than one batch, or --hierarchy
+            does not fit the classes.
     """
 
     def __init__(self, settings, class_map=None, split_seed=None):
@@ -62,13 +61,13 @@ class ImageDataModule(LightningDataModule):
         self.classes = list(names)
 
     def prepare_data(self):
-        """Download what is missing; processes of this machine that want the same wait."""
+        """Download what is missing. Other processes of this machine that want the same wait."""
         if self.entry.download is not None and not hasattr(self, "test"):
             with one_at_a_time(self.settings.data_dir):
                 self.entry.download(self.settings)
 
     def setup(self, stage=None):
-        """Read the test set, which there is no run without."""
+        """Read the test set, which every run needs."""
         if hasattr(self, "test"):
             return
         test = self._read("test")
@@ -88,21 +87,21 @@ class ImageDataModule(LightningDataModule):
         return split(whole, self.settings.val_share, self.split_seed)
 
     def limited(self, name):
-        """What --limit_train, --limit_val or --limit_test leaves of "train", "val" or "test": so
-        many batches of images, drawn by seed, in data-set order.
+        """The images of "train", "val" or "test" that --limit_train, --limit_val or --limit_test
+        leaves: drawn by seed, in data-set order.
 
         Raises:
-            UserError: it is less than one batch.
+            UserError: the limit is less than one batch.
         """
         return self.test if name == "test" else self._chosen(getattr(self, name), name)
 
     def whole(self, name):
-        """All of "train", "val" or "test", whatever --limit_... leaves."""
+        """All images of "train", "val" or "test", without a limit."""
         return self._whole_test if name == "test" else getattr(self, name)
 
     def origin(self):
-        """What a checkpoint tells of its data, by name: its classes, and what its split depends on
-        beside --val_share."""
+        """What a checkpoint stores of its data: the class names, and what decides the split beside
+        --val_share."""
         return {
             "class_names": self.classes,
             "split_seed": self.split_seed,
@@ -128,20 +127,24 @@ class ImageDataModule(LightningDataModule):
         return self._divided[1]
 
     def check_batch_size(self, world_size):
-        """Raises UserError if a process has fewer training images than a batch, no image to
-        validate, or batches of another size than those of the other processes."""
+        """Check that the images suffice for `world_size` processes.
+
+        Raises:
+            UserError: a process would have less than one training batch, no image to validate, or
+                batches of another size than the other processes.
+        """
         share = len(self.train) // world_size
         if world_size > 1 and self.settings.skip_unreadable and _reads_files(self.train):
             raise UserError(
-                "--skip_unreadable: several processes need batches of one size, and these images "
-                "are read on the way; remove those that cannot be read, or train in one process."
+                "--skip_unreadable: several processes need batches of one size, but these images "
+                "are read during training; remove the unreadable ones, or train in one process."
             )
         for name in ("train", "val"):
             self.images_an_epoch(name, world_size)
         if len(self.val) < world_size and self.settings.limit_val:
             raise UserError(
                 f"--dataset={self.settings.dataset}: {len(self.val)} images to validate, too few "
-                f"for {world_size} processes; use fewer, or --limit_val=0."
+                f"for {world_size} processes; use fewer processes, or --limit_val=0."
             )
         if share < self.settings.batch_size:
             raise UserError(
@@ -150,10 +153,10 @@ class ImageDataModule(LightningDataModule):
             )
 
     def images_an_epoch(self, name, world_size):
-        """How many images of "train" or "val" so many processes together see in an epoch.
+        """How many images of "train" or "val" all processes together see in an epoch.
 
         Raises:
-            UserError: --limit_train or --limit_val is less than one batch in each of them.
+            UserError: --limit_train or --limit_val leaves a process less than one batch.
         """
         n_images, batch = len(getattr(self, name)), self.settings.batch_size
         full = n_images // world_size // batch
@@ -161,7 +164,7 @@ class ImageDataModule(LightningDataModule):
         return min(n_images, n_batches(self.settings, name, batches) * batch * world_size)
 
     def train_dataloader(self):
-        """Shuffled by seed and epoch; batches that are not full are left out."""
+        """Full batches, shuffled by seed and epoch."""
         order = _Order(self.train, self.trainer, self.settings)
         return self._loader(self.train, TrainLoader, sampler=order, drop_last=True)
 
@@ -174,14 +177,14 @@ class ImageDataModule(LightningDataModule):
         return self.in_order(self.test if classifies else self._mixed(self.test))
 
     def _mixed(self, subset):
-        """In an order fixed by the seed: folders list class by class, and the contrastive loss of a
-        batch of one class says nothing."""
-        drawn = torch.Generator().manual_seed(self.settings.seed)
-        order = torch.randperm(len(subset), generator=drawn)
+        """A subset in an order that the seed fixes. Folders list class by class, and the
+        contrastive loss of a batch of one class says nothing."""
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        order = torch.randperm(len(subset), generator=generator)
         return Subset(subset, order.tolist())
 
     def in_order(self, subset):
-        """Batches of a subset in its order, each image in one process."""
+        """Batches of a subset in its order. Each image goes to one process."""
         mine = range(self.trainer.global_rank, len(subset), self.trainer.world_size)
         return self._loader(Subset(subset, mine))
 
@@ -194,21 +197,21 @@ class ImageDataModule(LightningDataModule):
         return kind(subset, self.settings.batch_size, collate_fn=as_it_is, **options)
 
     def crop(self, images):
-        """Images as they are stored -> their middle, of side image_size."""
+        """The middle of images as they are stored, of side image_size."""
         if self.entry.margin == 1:
             return images
         return center_crop(images, self.settings.image_size)
 
     def view(self, images):
-        """uint8 images -> their middle, normalised float32 images, nothing else changed."""
+        """uint8 images -> their middle, normalised, float32."""
         return normalize(self.crop(images), self.mean, self.std)
 
     def colours(self, views):
-        """Normalised images -> their colours on the scale 0 to 1."""
-        return colours_of(views, self.mean, self.std)
+        """Normalised images -> colours from 0 to 1."""
+        return denormalize(views, self.mean, self.std)
 
     def augmented_view(self, images, generator):
-        """uint8 images -> normalised float32 images, each changed in its own way."""
+        """uint8 images -> augmented, normalised, float32. Every image has its own draws."""
         if self.entry.margin > 1:
             images = random_crop(images, self.settings.image_size, generator)
         if self.settings.augmentation == "randaugment":
@@ -224,8 +227,8 @@ class ImageDataModule(LightningDataModule):
 
 
 class _Order(DistributedSampler):
-    """The training images of a process in the order of the epoch, from where the trainer stands
-    in it: a resumed run does not read what it has seen."""
+    """The training images of a process in the order of the epoch. It begins where the trainer is in
+    the epoch: a resumed run does not read again what it has seen."""
 
     def __init__(self, subset, trainer, settings):
         super().__init__(
@@ -240,16 +243,16 @@ class _Order(DistributedSampler):
 
 
 class TrainLoader(DataLoader):
-    """Begins to read when the first batch is wanted. Its processes would begin before the trainer
-    knows in which epoch it is."""
+    """A DataLoader that begins to read at the first batch. Otherwise its workers would begin before
+    the trainer knows the epoch."""
 
     def __iter__(self):
         yield from super().__iter__()
 
 
 def _leave_signals(worker):
-    """Let signals that end a run be the main process's alone to answer, also those that a cluster
-    or a terminal sends to all processes of a run: it still needs batches."""
+    """Ignore signals that end a run, in a worker. A cluster or a terminal sends them to all
+    processes, but the main process answers them, and still needs batches."""
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -265,62 +268,49 @@ def _end_for_parent():
 
 
 def is_lost_worker(error):
-    """Whether a RuntimeError of PyTorch tells that a process which reads images has ended."""
+    """Whether an error of PyTorch says that a worker process, which reads images, has ended."""
     return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
 
 
-@contextlib.contextmanager
-def one_at_a_time(folder):
-    """Wait until no other process of this machine is in the same place for the same folder."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    name = hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f"agglomerator-{name}.lock"
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # of another user: as without
-            fcntl.lockf(stack.enter_context(path.open("a")), fcntl.LOCK_EX)
-        yield
-
-
 def split(whole, share, seed):
-    """Divide a data set into training and validation images: two subsets in data-set order.
+    """Divide a data set into training and validation images.
 
-    Where it has groups, whole ones are held out, the same share of every class as far as that goes,
-    and at least one if the share is more than 0.
+    If the data set has groups, whole groups are held out: of each class the same share, as far as
+    possible, and at least one group if the share is more than 0.
 
     Args:
-        whole: N images.
-        share: of them, or of their groups, held out for validation.
-        seed: that the division depends on, beside N or the groups.
+        whole: `ImageSet` or `ImageFiles` of N images.
+        share: of the images, or groups, to hold out for validation.
+        seed: of the division, which depends on N or the groups besides.
+
+    Returns:
+        (train, val): two subsets in data-set order.
     """
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     if whole.groups is None:
-        order = torch.randperm(len(whole), generator=draw)
+        order = torch.randperm(len(whole), generator=generator)
         in_val = torch.zeros(len(whole), dtype=torch.bool)
         in_val[order[: round(share * len(whole))]] = True
     else:
         groups, first = np.unique(whole.groups, return_index=True)
-        order = torch.randperm(len(groups), generator=draw).numpy()
-        of_class = whole.labels.numpy()[first[order]]
-        place = np.empty(len(groups))  # within the class, from 0 to 1
-        for label in set(of_class):
-            mine = of_class == label
-            place[mine] = np.arange(mine.sum()) / mine.sum()
+        order = torch.randperm(len(groups), generator=generator).numpy()
+        classes = whole.labels.numpy()[first[order]]
+        rank = np.empty(len(groups))  # within the class, from 0 to 1
+        for label in set(classes):
+            members = classes == label
+            rank[members] = np.arange(members.sum()) / members.sum()
         held_out = max(round(share * len(groups)), share > 0)
-        chosen = order[np.argsort(place, kind="stable")[:held_out]]
+        chosen = order[np.argsort(rank, kind="stable")[:held_out]]
         in_val = torch.from_numpy(np.isin(whole.groups, groups[chosen]))
     rows = torch.arange(len(in_val))
     return Subset(whole, rows[~in_val].tolist()), Subset(whole, rows[in_val].tolist())
 
 
 def n_batches(settings, name, batches):
-    """How many of so many batches --limit_<name> leaves: its number, or its share of them.
+    """How many of the batches --limit_<name> leaves: a number of batches, or a share of them.
 
     Raises:
-        UserError: a share that is less than one batch.
+        UserError: the share is less than one batch.
     """
     limit = getattr(settings, f"limit_{name}")
     if isinstance(limit, int):
@@ -328,7 +318,7 @@ def n_batches(settings, name, batches):
     if limit > 0 and batches and int(limit * batches) == 0:
         raise UserError(
             f"--limit_{name}={limit}: less than one of {batches} batches; use a number of "
-            f"batches, as --limit_{name}=1."
+            f"batches, like --limit_{name}=1."
         )
     return int(limit * batches)
 
@@ -338,7 +328,7 @@ def _all_of(images):
 
 
 def _reads_files(subset):
-    """Whether images are read from their files when they are needed."""
+    """Whether images are read from their files at each use."""
     if isinstance(subset, Subset):
         return _reads_files(subset.dataset)
     return isinstance(subset, ImageFiles)

@@ -1,4 +1,4 @@
-"""Images as people have them -> what a network was trained on."""
+"""From images as users have them to what a network was trained on."""
 
 import os
 import warnings
@@ -8,28 +8,32 @@ import torch
 from PIL import Image
 
 from agglomerator.data import registry
-from agglomerator.data.augment import center_crop, normalize
-from agglomerator.data.images import pixels_of, read_image
+from agglomerator.data.decode import pixels_of, read_image
+from agglomerator.data.transforms import center_crop, normalize
 from agglomerator.util.errors import UserError
 
-MARGIN = 0.05  # beyond the range of normalised values
+MARGIN = 0.05  # tolerance of the check of the range of normalised values
 
 
 class Preprocessing:
-    """What the images of a test go through: the middle square, resized, in the network's channels,
-    normalised as in its training.
+    """Prepares images as the test set is prepared: takes the middle square, resizes it, converts
+    it to the network's channels, and normalises it as in training.
+
+    A network has it as `model.preprocess`.
 
     Args:
-        settings: of the network; `dataset` or `normalization` names the mean and the standard
+        settings: of the network. `normalization`, or else `dataset`, decides mean and standard
             deviation.
 
     Attributes:
         mean, std: of the channels on the scale 0 to 1, tuples.
 
     Example:
-        >>> model = load_checkpoint("pretrained:FashionMNIST")
-        >>> model(model.preprocess("shoe.jpg")).shape
-        torch.Size([1, 512])
+        >>> import numpy as np
+        >>> from agglomerator.config import Settings
+        >>> preprocess = Preprocessing(Settings(dataset="CIFAR10", image_size=32))
+        >>> preprocess(np.zeros((100, 60, 3), dtype=np.uint8)).shape
+        torch.Size([1, 3, 32, 32])
     """
 
     def __init__(self, settings):
@@ -41,15 +45,16 @@ class Preprocessing:
         """Make the network's input.
 
         Args:
-            images: one, a list of them, or a batch. A Pillow image; the path of a file; an array
-                (H, W), (H, W, C) or (B, H, W, C), or a tensor (C, H, W) or (B, C, H, W), of uint8
-                from 0 to 255, of any size. A batch of gray images may lack its C.
+            images: an image, a list of images, or a batch. An image is the path of a file, a Pillow
+                image, or uint8 values from 0 to 255: an array (H, W) or (H, W, C), or a tensor
+                (C, H, W), of any size. A batch is an array (B, H, W, C), a tensor (B, C, H, W), or
+                gray without the C.
 
         Returns:
             (B, n_channels, image_size, image_size) float32, on the CPU.
 
         Raises:
-            UserError: it is of none of these kinds.
+            UserError: `images` is none of these.
             UnreadableImage: a file cannot be read as an image.
         """
         pixels = torch.stack([self._pixels(image) for image in _each(images)])
@@ -61,7 +66,7 @@ class Preprocessing:
         return pixels_of(image, self.side, self.n_channels)
 
     def warn(self, module, inputs):
-        """Forward pre-hook: warn of images that are plainly not normalised as in the training."""
+        """Forward pre-hook: warn if the input cannot have been normalised as in training."""
         if torch.compiler.is_compiling():
             return
         low = min((0 - m) / s for m, s in zip(self.mean, self.std, strict=True))
@@ -70,14 +75,14 @@ class Preprocessing:
         outside = least < low - MARGIN or greatest > high + MARGIN
         if outside or (least >= 0 and greatest <= 1):
             warnings.warn(
-                f"images with values from {least:.3g} to {greatest:.3g}, where this network knows "
-                f"{low:.3g} to {high:.3g}: use model(model.preprocess(images)).",
+                f"images with values from {least:.3g} to {greatest:.3g}, but this network was "
+                f"trained on {low:.3g} to {high:.3g}: use model(model.preprocess(images)).",
                 stacklevel=2,
             )
 
 
 def _each(images):
-    """Pillow images or paths of one image, a list of them, or a batch."""
+    """A list of Pillow images or paths, from one image, a list of images, or a batch."""
     if isinstance(images, str | os.PathLike | Image.Image):
         return [images]
     if isinstance(images, list | tuple) and images:
@@ -91,7 +96,7 @@ def _each(images):
     if array.dtype != np.uint8 or not array.size:
         raise UserError(
             f"preprocess: takes images of uint8, from 0 to 255, not {array.dtype} "
-            f"{array.shape}; of values from 0 to 1: (255 * images).round().astype('uint8')."
+            f"{array.shape}; convert values from 0 to 1: (255 * images).round().astype('uint8')."
         )
     if array.ndim > 2 and array.shape[-1] == 1:
         array = array[..., 0]

@@ -1,4 +1,4 @@
-"""The data sets. To add one, write a function that reads it and an entry in `DATA_SETS`."""
+"""The data sets. To add one, write a function that reads it, and an entry in `DATA_SETS`."""
 
 import difflib
 from collections.abc import Callable
@@ -10,30 +10,30 @@ from torchvision.datasets import FashionMNIST
 from torchvision.transforms.v2 import functional as TF
 
 from agglomerator.config import INPUT_SETTINGS
-from agglomerator.data.augment import to_channels
 from agglomerator.data.images import ImageSet, batches_of
 from agglomerator.data.sets import smallnorb
 from agglomerator.data.sets.folder import class_names, fingerprint, read_folder
 from agglomerator.data.sets.partwhole import CLASSES, PartWhole
 from agglomerator.data.sets.smallnorb import download_smallnorb, read_smallnorb
 from agglomerator.data.sets.torchvision_sets import downloader, reader
+from agglomerator.data.transforms import to_channels
 from agglomerator.hierarchy.classes import known_classes
 from agglomerator.util.errors import UserError
 
 
 @dataclass(frozen=True)
 class DataSetEntry:
-    """A data set as the program knows it.
+    """What the program needs to know of a data set.
 
     Attributes:
-        read: (settings, train) -> ImageSet, the training set or the test set, whole and in order.
-            Any size and number of channels. Not used for folders of images.
-        classes: their names, in the order of labels; None for folders of images, which have them.
-        download: (settings) that fetches what is missing, quick if nothing is.
+        read: function (settings, train) -> `ImageSet` of the whole training set, or test set, in
+            order, with images of any size and number of channels. None for folders of images.
+        classes: names, in the order of labels. None for folders of images, which bring their own.
+        download: function (settings) that downloads what is missing. None if nothing can be.
         mean, std: of the channels on the scale 0 to 1, for normalisation.
-        margin: images are kept so many times larger than image_size, and cropped to it: at random
-            in training, in the middle otherwise.
-        erase: Random Erasing after RandAugment in training.
+        margin: images are kept this many times larger than image_size, and cropped: at random in
+            training, in the middle otherwise.
+        erase: whether training applies Random Erasing after RandAugment.
     """
 
     read: Callable | None = None
@@ -53,8 +53,8 @@ DIGITS = tuple("0123456789")
 
 
 def read_digits(settings, train):
-    """The 1797 handwritten digits, 8x8, that scikit-learn ships; a fifth of each class is the test
-    set, the same for every seed."""
+    """The 1797 handwritten digits, 8x8, that scikit-learn brings. A fifth of each class is the test
+    set, whatever the seed."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -77,7 +77,7 @@ class _Scenes(PartWhole):
 
 def read_partwhole(settings, train):
     """PartWhole scenes of the settings' size, difficulty and number of objects, always the same
-    ones; `extra`: `parts` and `objects` of every pixel, (N, S, S) uint8."""
+    scenes. `extra` has the masks `parts` and `objects`, (N, S, S) uint8."""
     s = settings
     try:
         scenes = _Scenes(
@@ -94,7 +94,7 @@ def read_partwhole(settings, train):
 
 
 def of_torchvision(name, classes, **options):
-    """The entry of one of torchvision's small data sets."""
+    """The entry of a small data set of torchvision."""
     return DataSetEntry(reader(name), tuple(classes), downloader(name), **options)
 
 
@@ -127,13 +127,13 @@ def entry_of(settings):
     """The entry of --dataset.
 
     Raises:
-        UserError: there is no such data set; the message names the nearest and lists all.
+        UserError: there is no such data set; the message names the most similar one and lists all.
     """
     return _known(settings.dataset, "--dataset")
 
 
 def normalization_of(settings):
-    """Mean and standard deviation, a tuple of channels each, by which images are normalised.
+    """Mean and standard deviation for normalisation, a tuple each with a number for each channel.
 
     Raises:
         UserError: there is no such data set.
@@ -165,8 +165,8 @@ def classes_of(settings):
 
 
 def training_images(settings):
-    """What tells the training images of --dataset from others: the data set's name, or what the
-    names of a folder's files hash to.
+    """An identifier of the training images of --dataset: the name of the data set, or a hash of the
+    file names of a folder.
 
     Raises:
         UserError: there is no such data set, or no such folder.
@@ -174,19 +174,19 @@ def training_images(settings):
     return fingerprint(settings) if entry_of(settings).read is None else settings.dataset
 
 
-_READ = {}  # what a run has read: its stages use the same data
+_READ = {}  # what this run has read: its stages share it
 
 
 def read_split(settings, split):
-    """The "train", "val" or "test" images of --dataset in the channels asked for, as squares of
-    image_size times the entry's margin.
+    """The "train", "val" or "test" images of --dataset: squares of side image_size times the
+    entry's margin, with n_channels channels.
 
     Returns:
-        An `ImageSet`, or `ImageFiles` if they do not fit into memory; None for "val" where the
-        data set brings no validation images of its own.
+        An `ImageSet`, or `ImageFiles` if the images do not fit into memory. None for "val" if the
+        data set has no validation images of its own.
 
     Raises:
-        UserError: the data are missing, damaged or do not fit the flags.
+        UserError: the data are missing or damaged, or do not fit the flags.
     """
     names = (*INPUT_SETTINGS, "data_dir", "skip_unreadable")
     key = split, *(getattr(settings, name) for name in names)
@@ -201,23 +201,23 @@ def _read(settings, split):
         return read_folder(settings, split, side)
     if split == "val":
         return None
-    found = entry.read(settings, split == "train")
+    dataset = entry.read(settings, split == "train")
     where = f"--dataset={settings.dataset} ({settings.data_dir})"
-    if len(found.images) != len(found.labels):
-        raise UserError(f"{where}: {len(found.images)} images, but {len(found.labels)} labels.")
-    n_classes = len(found.classes)
-    wrong = ((found.labels < 0) | (found.labels >= n_classes)).nonzero()
+    if len(dataset.images) != len(dataset.labels):
+        raise UserError(f"{where}: {len(dataset.images)} images, but {len(dataset.labels)} labels.")
+    n_classes = len(dataset.classes)
+    wrong = ((dataset.labels < 0) | (dataset.labels >= n_classes)).nonzero()
     if len(wrong):
         i = int(wrong[0])
         raise UserError(
-            f"{where}: image {i} of the {split} set has label {int(found.labels[i])}, but there "
+            f"{where}: image {i} of the {split} set has label {int(dataset.labels[i])}, but there "
             f"are {n_classes} classes, 0 to {n_classes - 1}."
         )
-    images = to_channels(found.images, settings.n_channels)
-    if images.shape[2:] != (side, side):
-        parts = images.split(4096)
-        images = torch.cat([TF.resize(part, [side, side], antialias=True) for part in parts])
-    return ImageSet(images, found.labels, found.classes, found.extra, found.groups)
+    pixels = to_channels(dataset.images, settings.n_channels)
+    if pixels.shape[2:] != (side, side):
+        parts = pixels.split(4096)
+        pixels = torch.cat([TF.resize(part, [side, side], antialias=True) for part in parts])
+    return ImageSet(pixels, dataset.labels, dataset.classes, dataset.extra, dataset.groups)
 
 
 def side_of(settings):

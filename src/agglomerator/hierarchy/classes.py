@@ -1,8 +1,8 @@
-"""Hierarchies of classes: the super-classes that people put the classes of a data set into.
+"""Hierarchies of classes: the super-classes that people sort the classes of a data set into.
 
-A file of one has a line for each group: the group, in the groups that it is part of, and after a
-colon its classes. A class may stand under a group that has groups of its own; `#` begins a line
-that is a comment. The known ones, in `known/`, are such files.
+A hierarchy is a text file with a line for each group: the path of the group, a colon, its classes.
+A group may hold classes and groups. A line that begins with `#` is a comment. The known hierarchies
+are such files, in `known/`.
 
     animals: fish
     animals/mammals: cat, dog
@@ -26,11 +26,20 @@ class Hierarchy:
     """A tree whose leaves are the classes of a data set.
 
     Attributes:
-        name: of the known one or of its file.
+        name: of a known hierarchy, or the path of its file.
         classes: names, in the order of labels.
-        paths: of each class, the groups above it from the topmost to its own. What all classes
-            have in common is left out.
-        super_classes: the topmost groups; a class in no group counts as one.
+        paths: for each class a tuple of the groups above it, topmost first. Groups that hold all
+            classes are left out.
+        super_classes: the topmost groups. A class that is in no group counts as one.
+
+    Example:
+        >>> paths = [("animals", "mammals"), ("animals", "mammals"), ("animals",), ()]
+        >>> classes = ["cat", "dog", "fish", "ship"]
+        >>> hierarchy = Hierarchy("example", classes, paths, ["animals", "ship"])
+        >>> hierarchy.super_labels.tolist()
+        [0, 0, 0, 1]
+        >>> hierarchy.distances()[0].tolist()  # of the cat
+        [0.0, 1.0, 2.0, 3.0]
     """
 
     name: str
@@ -40,14 +49,17 @@ class Hierarchy:
 
     @property
     def super_labels(self):
-        """Number of the super-class of each class, (n_classes,)."""
+        """Index of the super-class of each class, (n_classes,)."""
         tops = [(*path, name)[0] for name, path in zip(self.classes, self.paths, strict=True)]
         return np.array([self.super_classes.index(top) for top in tops])
 
     def distances(self):
-        """Distance of every two classes, (n_classes, n_classes): the height of their lowest common
-        ancestor, which is the number of steps from it down to its lowest class (Bertinetto et al.
-        2020, arXiv 1912.09393). With one layer of super-classes: 1 within, 2 across."""
+        """Distances between classes, (n_classes, n_classes).
+
+        The distance of two classes is the height of their lowest common ancestor: the steps from it
+        down to its lowest class (Bertinetto et al. 2020, arXiv 1912.09393). With one layer of
+        super-classes it is 1 within a super-class and 2 across.
+        """
         heights = {}
         for path in self.paths:
             for depth in range(len(path) + 1):
@@ -63,48 +75,60 @@ class Hierarchy:
 
 
 def hierarchy_of(settings, classes):
-    """The hierarchy of --hierarchy; without it the known one of the data set, or one that knows all
-    of its classes by name; None if there is none.
+    """The hierarchy of the classes of a run.
+
+    It is the file of --hierarchy. Without that flag it is the known hierarchy of the data set, or
+    another one that knows all of the class names, or None.
+
+    Args:
+        settings: of the run; `hierarchy` and `dataset` count.
+        classes: names, in the order of labels.
 
     Raises:
-        UserError: the file is missing, wrong, or does not fit the classes.
+        UserError: the file is missing or wrong, or does not fit the classes.
     """
     if settings.hierarchy is not None:
-        found = _read(Path(settings.hierarchy))
-        _check_names(settings.hierarchy, found, classes)
-        hierarchy = _of_classes(settings.hierarchy, found, classes)
+        places = _read(Path(settings.hierarchy))
+        _check_names(settings.hierarchy, places, classes)
+        hierarchy = _of_classes(settings.hierarchy, places, classes)
         if hierarchy is None:
             raise UserError(
-                f"--hierarchy={settings.hierarchy}: puts every two of the {len(classes)} classes "
-                "equally far apart; put some of them together."
+                f"--hierarchy={settings.hierarchy}: all {len(classes)} classes are equally far "
+                "apart; put some of them into one group."
             )
         return hierarchy
     paths = sorted(KNOWN.glob("*.txt"), key=lambda path: (path.stem != settings.dataset, path.stem))
     for path in paths:
-        found = _read(path)
-        if set(classes) <= set(found):
-            return _of_classes(path.stem, found, classes)
+        places = _read(path)
+        if set(classes) <= set(places):
+            return _of_classes(path.stem, places, classes)
     return None
 
 
 def known_classes(name):
-    """Names of the classes in a known hierarchy, in alphabetical order."""
+    """Names of the classes of a known hierarchy, in alphabetical order.
+
+    Example:
+        >>> known_classes("CIFAR10")[:3]
+        ['airplane', 'automobile', 'bird']
+    """
     return sorted(_read(KNOWN / f"{name}.txt"))
 
 
 def _read(path):
-    """Class -> (groups above it, number of its line), in the order of the file."""
+    """The place of each class: a dictionary of class -> (groups above it, number of its line), in
+    the order of the file."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise UserError(
-            f"--hierarchy={path}: {error.strerror}; name a file of lines as animals: cat, dog."
+            f"--hierarchy={path}: {error.strerror}; name a file with lines like animals: cat, dog."
         ) from None
     except UnicodeDecodeError:
         raise UserError(
-            f"--hierarchy={path}: is no text; name a file of lines as animals: cat, dog."
+            f"--hierarchy={path}: is not a text file; name one with lines like animals: cat, dog."
         ) from None
-    found = {}
+    places = {}
     for number, line in enumerate(lines, 1):
         line = line.strip()
         if not line or line.startswith("#"):
@@ -114,38 +138,39 @@ def _read(path):
         groups = [part.strip() for part in group.split("/")] if group.strip() else []
         names = [name.strip() for name in names.split(",")]
         if not colon or not any(names):
-            raise UserError(f"{where}: {line!r} should be a group and its classes, as a/b: c, d.")
+            raise UserError(f"{where}: {line!r} should be a group and its classes, like a/b: c, d.")
         if not all(groups) or not all(names):
             raise UserError(f"{where}: a name is missing between two commas or slashes.")
         for name in names:
-            if name in found:
+            if name in places:
                 raise UserError(
-                    f"{where}: {name} stands in line {found[name][1]} already; a class has one "
-                    "place."
+                    f"{where}: {name} stands in line {places[name][1]} already; give each class "
+                    "one place."
                 )
-            found[name] = tuple(groups), number
-    return found
+            places[name] = tuple(groups), number
+    return places
 
 
-def _check_names(path, found, classes):
-    missing = [name for name in classes if name not in found]
+def _check_names(path, places, classes):
+    """Raise UserError if classes are missing from the file."""
+    missing = [name for name in classes if name not in places]
     if not missing:
         return
-    others = [name for name in found if name not in classes]
-    near = difflib.get_close_matches(missing[0], others, n=1) or others
-    hint = f" (line {found[near[0]][1]} has {near[0]!r}, which is none)" if near else ""
+    unknown = [name for name in places if name not in classes]
+    near = difflib.get_close_matches(missing[0], unknown, n=1) or unknown
+    hint = f" (line {places[near[0]][1]} has {near[0]!r}, which is no class)" if near else ""
     more = f" and {len(missing) - 1} more of {len(classes)}" if len(missing) > 1 else ""
     raise UserError(
         f"--hierarchy={path}: lacks the class {missing[0]!r}{more}{hint}; add what is missing."
     )
 
 
-def _of_classes(name, found, classes):
-    """The `Hierarchy` of the classes; None if it tells no two of them nearer than others."""
-    paths = [found[c][0] for c in classes]
+def _of_classes(name, places, classes):
+    """The `Hierarchy` of the classes. None if all are equally far apart."""
+    paths = [places[c][0] for c in classes]
     common = _n_common(paths)
-    in_order = sorted(classes, key=list(found).index)
-    tops = dict.fromkeys((*found[c][0], c)[common] for c in in_order)
+    in_order = sorted(classes, key=list(places).index)
+    tops = dict.fromkeys((*places[c][0], c)[common] for c in in_order)
     hierarchy = Hierarchy(name, list(classes), [path[common:] for path in paths], list(tops))
     distances = hierarchy.distances()
     off_diagonal = distances[~np.eye(len(distances), dtype=bool)]
@@ -153,7 +178,7 @@ def _of_classes(name, found, classes):
 
 
 def _n_common(paths):
-    """How many groups all the paths begin with alike."""
+    """Length of the common beginning of all paths."""
     n = 0
     for parts in zip(*paths, strict=False):
         if len(set(parts)) > 1:

@@ -1,9 +1,7 @@
-"""Pictures of the space of meanings: the embedding in two dimensions, the tree of the classes."""
+"""Pictures of the embedding: the test images in two dimensions, the tree of the classes."""
 
 import io
-from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
 from matplotlib.colors import to_rgba_array
 from matplotlib.lines import Line2D
@@ -11,89 +9,38 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 from torchvision.transforms.v2.functional import resize
 
-from agglomerator.hierarchy.scores import ClassTree, Points
+from agglomerator.hierarchy.marks import GRAY, Marks
+from agglomerator.hierarchy.points import Points
+from agglomerator.hierarchy.scores import ClassTree
 from agglomerator.util.files import write_json, written_whole
 from agglomerator.util.lettering import Figure
 from agglomerator.util.terminal import escaped
 
-THUMBNAIL = 64  # pixels
-WIDTH = 8.3  # inches, at 100 pixels to the inch the width of a README
-SHAPES = "o^sDvPX<>*"
-GRAY = "0.55"
-
-
-@dataclass
-class Marks:
-    """What stands for the classes in pictures.
-
-    Attributes:
-        colours, shapes: of each class.
-        legend: (text, colour, shape) in the order to read; without a colour where a super-class
-            stands above its classes.
-        super_legend: of the super-classes alone.
-        branches: colours of the super-classes, None where colours are of the classes.
-        note: what colours mean where there is no legend.
-    """
-
-    colours: list
-    shapes: list
-    legend: list
-    super_legend: list = ()
-    branches: list | None = None
-    note: str = ""
-
-    @classmethod
-    def of(cls, classes, hierarchy, order):
-        """Colours that colour-blind people tell apart too (Petroff 2021, arXiv 2107.02270).
-
-        Up to ten classes have a colour each, and the shape of their super-class. More have colour
-        and shape of their super-class; without one, or with more than thirty of them, their own, or
-        beyond thirty classes a colour by their place in the class tree, so that near ones look
-        alike.
-
-        Args:
-            classes: names.
-            hierarchy: or None.
-            order: labels in the order of the leaves of the class tree.
-        """
-        ten = matplotlib.color_sequences["petroff10"]
-        n = len(classes)
-
-        def pair(i):
-            darker = 0.6 ** (i // 10)
-            return tuple(darker * part for part in ten[i % 10]), SHAPES[i // 10]
-
-        tops = [] if hierarchy is None else hierarchy.super_classes
-        if n <= 10 and hierarchy is not None:
-            of_class = hierarchy.super_labels
-            in_order = np.argsort(of_class, kind="stable")
-            colours, shapes = [None] * n, [SHAPES[top] for top in of_class]
-            legend = []
-            for i, label in enumerate(in_order):
-                top = of_class[label]
-                if i == 0 or of_class[in_order[i - 1]] != top:
-                    legend.append((tops[top], None, SHAPES[top]))
-                colours[label] = ten[i]
-                legend.append((classes[label], ten[i], SHAPES[top]))
-            return cls(colours, shapes, legend, [row for row in legend if row[1] is None])
-        if hierarchy is not None and len(tops) <= 30:
-            pairs = [pair(i) for i in range(len(tops))]
-            of_class = [pairs[top] for top in hierarchy.super_labels]
-            legend = [(top, *pairs[i]) for i, top in enumerate(tops)]
-            branches = [colour for colour, _ in pairs]
-            return cls(*map(list, zip(*of_class, strict=True)), legend, legend, branches)
-        if n <= 30:
-            pairs = [pair(i) for i in range(n)]
-            legend = [(name, *pairs[i]) for i, name in enumerate(classes)]
-            return cls(*map(list, zip(*pairs, strict=True)), legend)
-        colours = [GRAY] * n
-        for place, label in enumerate(order):
-            colours[label] = matplotlib.colormaps["viridis"](place / max(len(order) - 1, 1))
-        return cls(colours, ["o"] * n, [], note="; colours in the order of the class tree")
+THUMBNAIL = 64  # pixels, greatest side
+WIDTH = 8.3  # inches: at 100 pixels an inch, the width of a README
 
 
 def draw_embedding(points, marks, classes, title):
-    """Points in two dimensions as a figure: on the main axes, and by t-SNE."""
+    """Draw test images in two dimensions: on the principal axes, and by t-SNE.
+
+    Args:
+        points: `Points`.
+        marks: `Marks` of the classes.
+        classes: names.
+        title: of the figure.
+
+    Returns:
+        A matplotlib figure.
+
+    Example:
+        >>> import numpy as np
+        >>> embedding = np.random.default_rng(0).normal(size=(20, 4))
+        >>> points = Points.of(embedding, np.arange(20) % 2)
+        >>> classes = ["cat", "dog"]
+        >>> figure = draw_embedding(points, Marks.of(classes, None, [0, 1]), classes, "Title")
+        >>> [ax.get_title() for ax in figure.axes]
+        ['PCA', 't-SNE']
+    """
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     figure.suptitle(title, fontsize=11)
     panels = [("PCA", points.pca)] + [("t-SNE", points.tsne)] * (points.tsne is not None)
@@ -102,9 +49,9 @@ def draw_embedding(points, marks, classes, title):
     shapes = np.array(marks.shapes)[points.labels]
     order = np.random.default_rng(0).permutation(len(points.labels))
     for ax, (name, xy) in zip(axes, panels, strict=True):
-        for some in np.array_split(order, 10):  # or the last shape would lie over all others
+        for batch in np.array_split(order, 10):  # in one go, the last shape would hide the others
             for shape in np.unique(shapes):
-                rows = some[shapes[some] == shape]
+                rows = batch[shapes[batch] == shape]
                 ax.scatter(*xy[rows].T, s=9, c=colours[rows], marker=shape, linewidths=0, alpha=0.8)
         ax.set_title(name, fontsize=10)
         ax.set(xticks=[], yticks=[])
@@ -118,16 +65,17 @@ def draw_embedding(points, marks, classes, title):
 
 
 def _name_classes(ax, xy, labels, classes):
-    """Write the names of the classes where they are, but none over another: the legend has all."""
+    """Write the names of classes at their places, unless one would hide another. The legend has
+    all names."""
     size = np.maximum(np.ptp(xy, axis=0), 1e-12)
-    taken = []
+    written = []  # places
     for label in np.unique(labels):
         middle = np.median(xy[labels == label], axis=0)
-        if all((abs(middle - other) / size > (0.22, 0.045)).any() for other in taken):
+        if all((abs(middle - place) / size > (0.22, 0.045)).any() for place in written):
             outline = [withStroke(linewidth=2.5, foreground="white")]
             options = {"ha": "center", "va": "center", "fontsize": 8, "path_effects": outline}
             ax.text(*middle, classes[label], **options)
-            taken.append(middle)
+            written.append(middle)
 
 
 def _add_legend(figure, rows, loc, **options):
@@ -148,29 +96,32 @@ def _add_legend(figure, rows, loc, **options):
 
 
 def draw_tree(tree, marks, classes, hierarchy, title):
-    """The class tree as a figure. What joins classes of one super-class alone is drawn thick."""
+    """Draw the class tree. A branch that joins only classes of one super-class is thick.
+
+    Args:
+        tree: `ClassTree`.
+        marks: `Marks` of the classes.
+        classes: names.
+        hierarchy: `Hierarchy` of the classes, or None.
+        title: of the figure.
+
+    Returns:
+        A matplotlib figure.
+
+    Example:
+        >>> import numpy as np
+        >>> classes, tree = ["cat", "dog"], ClassTree(np.arange(2), np.array([[0.0, 1, 0.3, 2]]))
+        >>> figure = draw_tree(tree, Marks.of(classes, None, [0, 1]), classes, None, "Title")
+        >>> [text.get_text() for text in figure.axes[0].get_yticklabels()]
+        ['cat', 'dog']
+    """
     m = len(tree.present)
     small = m > 30
     figure = Figure(figsize=(WIDTH, min(1.2 + (0.13 if small else 0.25) * m, 80)))
     figure.set_layout_engine("constrained")
     ax = figure.subplots()
-    places, heights = np.zeros(2 * m - 1), np.zeros(2 * m - 1)
-    places[tree.order] = np.arange(m)
     tops = np.arange(len(classes)) if hierarchy is None else hierarchy.super_labels
-    under = [{tops[label]} for label in tree.present]  # super-classes under each node
-    for i, (left, right, height, _) in enumerate(tree.linkage):
-        pair = [int(left), int(right)]
-        heights[m + i], places[m + i] = height, places[pair].mean()
-        under.append(under[pair[0]] | under[pair[1]])
-        pure = len(under[-1]) == 1
-        colour = marks.branches[min(under[-1])] if pure and marks.branches else "black"
-        ax.plot(
-            heights[[pair[0], m + i, m + i, pair[1]]],
-            places[[pair[0], pair[0], pair[1], pair[1]]],
-            color=colour if pure else GRAY,
-            linewidth=2.2 if pure else 1.2,
-            solid_capstyle="round",
-        )
+    greatest = _draw_branches(ax, tree, tops, marks.branches)
     for place, leaf in enumerate(tree.order):
         label = tree.present[leaf]
         ax.plot(
@@ -181,7 +132,7 @@ def draw_tree(tree, marks, classes, hierarchy, title):
     ax.set_yticks(range(m), names, fontsize=7 if small else 9)
     ax.tick_params("y", length=0, pad=8)
     ax.yaxis.tick_right()
-    ax.set_xlim(heights.max() * 1.02 or 1, 0)
+    ax.set_xlim(greatest * 1.02 or 1, 0)
     ax.set_ylim(m - 0.4, -0.6)
     ax.spines[["top", "left", "right"]].set_visible(False)
     note = "" if hierarchy is None else "; thick: within one super-class"
@@ -193,16 +144,45 @@ def draw_tree(tree, marks, classes, hierarchy, title):
     return figure
 
 
-def draw(embedding, labels, scored, settings, data):
-    """The pictures of test embeddings (N, contr_dim) with labels (N,).
+def _draw_branches(ax, tree, tops, colours):
+    """Draw the branches of a class tree; returns the height of the root.
 
     Args:
-        scored: from `scores`.
+        tops: (n_classes,) super-class of each class.
+        colours: of the super-classes, or None.
+    """
+    m = len(tree.present)
+    places, heights = np.zeros(2 * m - 1), np.zeros(2 * m - 1)
+    places[tree.order] = np.arange(m)
+    under = [{tops[label]} for label in tree.present]  # the super-classes below each node
+    for i, (left, right, height, _) in enumerate(tree.linkage):
+        pair = [int(left), int(right)]
+        heights[m + i], places[m + i] = height, places[pair].mean()
+        under.append(under[pair[0]] | under[pair[1]])
+        pure = len(under[-1]) == 1
+        colour = colours[min(under[-1])] if pure and colours else "black"
+        ax.plot(
+            heights[[pair[0], m + i, m + i, pair[1]]],
+            places[[pair[0], pair[0], pair[1], pair[1]]],
+            color=colour if pure else GRAY,
+            linewidth=2.2 if pure else 1.2,
+            solid_capstyle="round",
+        )
+    return heights.max()
+
+
+def draw(embedding, labels, scored, settings, data):
+    """Draw the pictures of a test set.
+
+    Args:
+        embedding: (N, contr_dim).
+        labels: (N,).
+        scored: what `scores` returns.
         settings, data: of the run.
 
     Returns:
-        (points, figures): the `Points` drawn, and figures by name: `embedding` and, where at least
-        two classes have images, `dendrogram`.
+        (points, figures): the `Points` drawn, and a dictionary of figures: `embedding` and, if at
+        least two classes have images, `dendrogram`.
     """
     name, classes, hierarchy = settings.exp_name, data.classes, data.hierarchy
     points = Points.of(embedding, labels, settings.seed)
@@ -214,16 +194,16 @@ def draw(embedding, labels, scored, settings, data):
     figures = {"embedding": draw_embedding(points, marks, classes, title)}
     if tree is not None:
         title = f"{name}: tree of the class means"
-        found = scored.get("cophenetic_correlation")
-        if found:
-            title += f", cophenetic correlation {found['value']:.2f} (p = {found['p']:.3f})"
+        score = scored.get("cophenetic_correlation")
+        if score:
+            title += f", cophenetic correlation {score['value']:.2f} (p = {score['p']:.3f})"
         figures["dendrogram"] = draw_tree(tree, marks, classes, hierarchy, title)
     return points, figures
 
 
 def write(folder, record, figures):
-    """Write meaning.json, and each figure as .png and .pdf; returns the paths."""
-    paths = [folder / "meaning.json"]
+    """Write embedding.json, and each figure as .png and .pdf; returns the paths."""
+    paths = [folder / "embedding.json"]
     write_json(paths[0], record)
     for name, figure in figures.items():
         for kind in ("png", "pdf"):
@@ -234,11 +214,12 @@ def write(folder, record, figures):
 
 
 def log(loggers, points, figures, embedding, predicted, data):
-    """Show the points where a logger lets people turn them: TensorBoard's projector, or a table of
-    Weights & Biases, with each image beside its place, class and prediction.
+    """Log the pictures and the points, to TensorBoard's projector or a table of Weights & Biases.
+    Each point has its image, class and prediction.
 
     Args:
-        points, figures: from `draw`.
+        loggers: of the run; those of other kinds get nothing.
+        points, figures: what `draw` returns.
         embedding, predicted: of all test images, (N, contr_dim) and (N,).
         data: of the run.
     """
@@ -270,9 +251,9 @@ def log(loggers, points, figures, embedding, predicted, data):
 
 
 def _thumbnails(data, rows, n_images):
-    """Images of the test set as people should see them, (P, C, S, S) uint8, at most 64 pixels a
-    side: TensorBoard puts all of them into one image that must not grow too large. None if some of
-    the test set could not be read: it is not known then which row is of which image."""
+    """Images of the test set for people to look at, (P, C, S, S) uint8, S at most 64: TensorBoard
+    puts all of them into one image, which must not grow too large. None if some images could not be
+    read: rows and images do not match then."""
     if n_images < len(data.test):
         return None
     images, _ = data.test.dataset[np.asarray(data.test.indices)[rows].tolist()]
@@ -298,7 +279,7 @@ def _log_to_wandb(run, points, figures, names, thumbnails):
 
 
 def _rendered(figure):
-    """The figure as a PIL image: W&B takes no subclass of matplotlib's Figure."""
+    """The figure as a Pillow image: wandb takes no subclass of matplotlib's Figure."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150)
     return Image.open(file)

@@ -1,24 +1,28 @@
-"""The space of meanings: how classes lie in the embedding, scored against what people know of them.
+"""How the classes lie in the embedding, scored against a hierarchy of classes.
 
-Distances are cosine distances, 1 - cosine.
+All distances between embeddings are cosine distances, 1 - cosine.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-POINTS = 2000  # images in a picture: more hide one another, and t-SNE takes minutes
-PERPLEXITY = 30
 SHUFFLES = 1000
 
 
 @dataclass
 class ClassTree:
-    """What average linkage makes of the class means.
+    """The tree that average linkage makes of the class means.
 
     Attributes:
         present: (m,) labels of the classes that have images.
-        linkage: (m - 1, 4), as scipy has it.
+        linkage: (m - 1, 4), in scipy's format.
+
+    Example:
+        >>> import numpy as np
+        >>> embedding = np.array([[1.0, 0], [0.9, 0.1], [0, 1]])
+        >>> ClassTree.of(embedding, np.array([0, 1, 2])).linkage[0, :2].tolist()  # 0 and 1 first
+        [0.0, 1.0]
     """
 
     present: np.ndarray
@@ -26,8 +30,7 @@ class ClassTree:
 
     @classmethod
     def of(cls, embedding, labels):
-        """The tree of the classes of embeddings (N, contr_dim) with labels (N,), of which there are
-        at least two."""
+        """The tree of embeddings (N, d) with labels (N,) of at least two classes."""
         from scipy.cluster.hierarchy import average
         from scipy.spatial.distance import squareform
 
@@ -38,18 +41,31 @@ class ClassTree:
 
     @property
     def order(self):
-        """Indices into `present` in the order of the leaves."""
+        """Indices into `present`, in the order of the leaves."""
         from scipy.cluster.hierarchy import leaves_list
 
         return leaves_list(self.linkage)
 
 
 def silhouette(embedding, groups):
-    """Mean silhouette of embeddings (N, d) in groups (N,) by cosine distance (Rousseeuw 1987);
-    None if all are in one group.
+    """Mean silhouette of groups by cosine distance (Rousseeuw 1987).
 
-    That of scikit-learn looks at all pairs. With cosines the mean distance to the images of a group
-    follows from their mean, which makes it exact for any number of images.
+    scikit-learn's `silhouette_score` compares all pairs of images, which takes too long for a test
+    set. With cosines, the mean distance to the images of a group follows from their mean, so this
+    is exact and takes no pairs.
+
+    Args:
+        embedding: (N, d).
+        groups: (N,) labels.
+
+    Returns:
+        From -1 to 1; None if there is only one group.
+
+    Example:
+        >>> import numpy as np
+        >>> embedding = np.array([[1.0, 0], [1, 0], [0, 1], [0, 1]])
+        >>> silhouette(embedding, np.array([0, 0, 1, 1]))
+        1.0
     """
     names, groups, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     if len(names) < 2:
@@ -66,31 +82,45 @@ def silhouette(embedding, groups):
     return float(np.where(n_own > 1, shares, 0).mean())
 
 
-def agreement(tree, hierarchy, seed=0):
-    """How well a class tree agrees with a hierarchy.
+def tree_scores(tree, hierarchy, seed=0):
+    """How well a class tree fits a hierarchy.
 
-    Each figure comes with its mean over 1000 shuffles of the names of the classes, and p, the share
-    of shuffles that reach it (a permutation test, after Mantel 1967).
+    Each score comes with its mean over 1000 shuffles of the class names, `chance`, and with `p`,
+    the share of shuffles that score as high (a permutation test, after Mantel 1967).
+
+    Args:
+        tree: `ClassTree`.
+        hierarchy: `Hierarchy` of the same classes.
+        seed: of the shuffles.
 
     Returns:
-        cophenetic_correlation: between the heights at which the tree joins two classes and their
-            distances in the hierarchy, over all pairs; None if either are all equal.
-        purity: share of classes that are in a cluster of mostly their own super-class, when the
-            tree is cut into as many clusters as there are super-classes; None if there are as many
-            as classes, or only one. For two super-classes it is the purity of the top split.
-        clusters: how many these are.
+        A dictionary.
+        cophenetic_correlation: over all pairs of classes, the correlation of the height at which
+            the tree joins them with their distance in the hierarchy. None if either is constant.
+        purity: cut the tree into as many clusters as there are super-classes. The share of classes
+            whose super-class is the most common one of their cluster. None if there is only one
+            super-class, or as many as classes. For two super-classes this scores the top split.
+        clusters: their number.
+
+    Example:
+        >>> import numpy as np
+        >>> from agglomerator.hierarchy.classes import Hierarchy
+        >>> tree = ClassTree(np.arange(3), np.array([[0.0, 1, 1, 2], [2, 3, 3, 3]]))
+        >>> pets = Hierarchy("pets", ["cat", "dog", "ship"], [("a",), ("a",), ("b",)], ["a", "b"])
+        >>> tree_scores(tree, pets)["purity"]["value"]
+        1.0
     """
     from scipy.cluster.hierarchy import cophenet, fcluster
     from scipy.spatial.distance import squareform
 
     m = len(tree.present)
-    joined = squareform(cophenet(tree.linkage))
-    known = hierarchy.distances()[np.ix_(tree.present, tree.present)]
+    heights = squareform(cophenet(tree.linkage))
+    distances = hierarchy.distances()[np.ix_(tree.present, tree.present)]
     super_labels = np.unique(hierarchy.super_labels[tree.present], return_inverse=True)[1]
     n_clusters = super_labels.max() + 1
     clusters = fcluster(tree.linkage, n_clusters, "maxclust") - 1
 
-    a, b = _standard(joined), _standard(known)
+    a, b = _standardised(heights), _standardised(distances)
 
     def correlation(order):
         return (a * b[np.ix_(order, order)]).sum()
@@ -111,14 +141,23 @@ def agreement(tree, hierarchy, seed=0):
 
 
 def mistakes(confusion, hierarchy):
-    """How far mistakes go in a hierarchy.
+    """How far apart the true and the predicted class of a mistake are (Bertinetto et al. 2020,
+    arXiv 1912.09393).
 
     Args:
         confusion: (n_classes, n_classes) counts, row: true class, column: predicted class.
+        hierarchy: `Hierarchy` of the classes.
 
     Returns:
-        count: of mistakes; distance: their mean distance; random: what it would be if each had gone
-        to any other class. None if there is no mistake.
+        A dictionary: `count` of mistakes; `distance`, their mean in the hierarchy; `random`, the
+        mean if each had gone to a random wrong class. None if there are no mistakes.
+
+    Example:
+        >>> import numpy as np
+        >>> from agglomerator.hierarchy.classes import Hierarchy
+        >>> pets = Hierarchy("pets", ["cat", "dog", "ship"], [("a",), ("a",), ("b",)], ["a", "b"])
+        >>> mistakes(np.array([[5, 1, 0], [0, 6, 0], [0, 0, 6]]), pets)
+        {'count': 1, 'distance': 1.0, 'random': 1.5}
     """
     wrong = confusion * ~np.eye(len(confusion), dtype=bool)
     count = int(wrong.sum())
@@ -134,8 +173,18 @@ def mistakes(confusion, hierarchy):
 
 
 def scores(embedding, labels, predicted, hierarchy, n_classes, seed=0):
-    """All figures of embeddings (N, contr_dim) with labels and predicted labels (N,): `silhouette`
-    and `agreement` and `mistakes`, as a dictionary; without a hierarchy those that need none."""
+    """All scores of an embedding: `silhouette`, `tree_scores` and `mistakes`.
+
+    Args:
+        embedding: (N, d).
+        labels, predicted: (N,) true and predicted labels.
+        hierarchy: None leaves out what needs one.
+        n_classes: of the data set.
+        seed: of the shuffles in `tree_scores`.
+
+    Returns:
+        A dictionary.
+    """
     record = {"silhouette_by_class": silhouette(embedding, labels)}
     if hierarchy is None:
         return record
@@ -144,12 +193,13 @@ def scores(embedding, labels, predicted, hierarchy, n_classes, seed=0):
     super_labels = hierarchy.super_labels
     record["silhouette_by_super_class"] = silhouette(embedding, super_labels[labels])
     if len(np.unique(labels)) > 1:
-        record |= agreement(ClassTree.of(embedding, labels), hierarchy, seed)
+        record |= tree_scores(ClassTree.of(embedding, labels), hierarchy, seed)
     return record | {"mistakes": mistakes(confusion, hierarchy)}
 
 
 def record_of(settings, stage, checkpoint, embedding, labels, predicted, data, classified_by):
-    """What is known of the embedding of the test set, as a dictionary for JSON."""
+    """The record of the test set's embedding, a dictionary for JSON: where it comes from, and its
+    `scores`."""
     hierarchy, classes = data.hierarchy, data.classes
     supers = None
     if hierarchy is not None:
@@ -172,27 +222,27 @@ def record_of(settings, stage, checkpoint, embedding, labels, predicted, data, c
 
 
 def lines_of(record):
-    """The figures as a table for the terminal, each beside what it would be by chance."""
-    scored = record["scores"]
+    """The scores of a record as lines for the terminal, each beside what chance would give."""
+    known = record["scores"]
     lines = [f"{'':<32} value   by chance"]
 
     def add(name, value, chance=""):
         lines.append(f"{name:<32}{value:6.3f}   {chance}".rstrip())
 
     for key in ("cophenetic_correlation", "purity"):
-        found = scored.get(key)
-        if found:
-            n = scored["clusters"]
+        score = known.get(key)
+        if score:
+            n = known["clusters"]
             split = "top split" if n == 2 else f"cut into {n}"
             name = f"purity of the {split}" if key == "purity" else "cophenetic correlation"
-            add(name, found["value"], f"{found['chance']:.3f}   p = {found['p']:.3f}")
-    found = scored.get("mistakes")
-    if found:
-        add(f"distance of {found['count']} mistakes", found["distance"], f"{found['random']:.3f}")
+            add(name, score["value"], f"{score['chance']:.3f}   p = {score['p']:.3f}")
+    wrong = known.get("mistakes")
+    if wrong:
+        add(f"distance of {wrong['count']} mistakes", wrong["distance"], f"{wrong['random']:.3f}")
     for key in ("silhouette_by_class", "silhouette_by_super_class"):
-        if scored.get(key) is not None:
-            add(key.replace("_", " ").replace("super class", "super-class"), scored[key])
-    against = record["hierarchy"] or "no hierarchy known: name one by --hierarchy"
+        if known.get(key) is not None:
+            add(key.replace("_", " ").replace("super class", "super-class"), known[key])
+    against = record["hierarchy"] or "no known hierarchy: name a file by --hierarchy"
     head = (
         f"The embedding of {record['images']} test images, {record['error']:.2%} mistaken by the "
         f"{record['classified_by']}, against {against}"
@@ -200,63 +250,14 @@ def lines_of(record):
     return [head, *lines]
 
 
-@dataclass
-class Points:
-    """The images of a picture of the embedding.
-
-    Attributes:
-        rows: (P,) their numbers in the test set, ascending.
-        labels: (P,).
-        pca: (P, 2), on the two main axes of all test images.
-        shares: (2,) of the variance that the axes hold.
-        tsne: (P, 2), or None if there are too few images, or all are equal.
-    """
-
-    rows: np.ndarray
-    labels: np.ndarray
-    pca: np.ndarray
-    shares: np.ndarray
-    tsne: np.ndarray | None
-
-    @classmethod
-    def of(cls, embedding, labels, seed=0, most=POINTS):
-        """At most so many of the embeddings (N, contr_dim), drawn by seed, in two dimensions."""
-        chosen = np.random.default_rng(seed).permutation(len(embedding))[:most]
-        rows = np.sort(chosen)
-        pca, shares = _principal_axes(embedding, rows)
-        return cls(rows, labels[rows], pca, shares, _tsne(embedding[rows], seed))
-
-
-def _principal_axes(embedding, rows):
-    """Places (P, 2) of some rows on the two main axes of all, and the variance these hold (2,)."""
-    centred = embedding - embedding.mean(0, dtype=np.float64)
-    variances, axes = np.linalg.eigh(centred.T @ centred)  # ascending
-    axes = axes[:, ::-1][:, :2]
-    axes = axes * np.sign(axes[abs(axes).argmax(0), range(axes.shape[1])])  # they could point back
-    places = centred[rows] @ axes
-    missing = 2 - axes.shape[1]
-    shares = variances[::-1][:2] / max(variances.sum(), 1e-12)
-    return np.pad(places, ((0, 0), (0, missing))), np.pad(shares, (0, missing)).clip(0, 1)
-
-
-def _tsne(embedding, seed):
-    from sklearn.manifold import TSNE
-
-    if len(embedding) < 5 or np.ptp(embedding, axis=0).max() < 1e-6:
-        return None
-    perplexity = min(PERPLEXITY, (len(embedding) - 1) / 3)
-    init = "pca" if embedding.shape[1] > 1 else "random"
-    return TSNE(perplexity=perplexity, init=init, random_state=seed).fit_transform(embedding)
-
-
 def _unit(x):
-    """Rows of x as float64 of unit length; those of zero stay."""
+    """Rows of x as float64 of unit length; rows of zeros stay."""
     x = np.asarray(x, dtype=np.float64)
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def _standard(distances):
-    """Distances (n, n), symmetric, of mean 0 and length 1 off the diagonal, 0 on it; None if they
+def _standardised(distances):
+    """Symmetric distances (n, n) with mean 0 and norm 1 off the diagonal, and 0 on it. None if they
     are all equal."""
     off_diagonal = ~np.eye(len(distances), dtype=bool)
     centred = (distances - distances[off_diagonal].mean()) * off_diagonal
@@ -264,12 +265,13 @@ def _standard(distances):
     return centred / length if length > 1e-9 else None
 
 
-def _against_chance(figure, orders):
-    value = figure(np.arange(len(orders[0])))
-    shuffled = np.array([figure(order) for order in orders])
-    reached = (shuffled >= value - 1e-9).sum()
+def _against_chance(score, orders):
+    """A score of the true order of classes, beside those of shuffled orders."""
+    value = score(np.arange(len(orders[0])))
+    shuffled = np.array([score(order) for order in orders])
+    as_high = (shuffled >= value - 1e-9).sum()
     return {
         "value": float(value),
         "chance": float(shuffled.mean()),
-        "p": float((1 + reached) / (1 + len(orders))),
+        "p": float((1 + as_high) / (1 + len(orders))),
     }

@@ -1,4 +1,4 @@
-"""Islands against the known parts and objects of PartWhole, beside what else finds segments."""
+"""Islands against the true parts and objects of PartWhole, beside other ways to find segments."""
 
 import dataclasses
 import warnings
@@ -20,32 +20,33 @@ BATCH = 100
 def compare(model, data, settings, device, most=SCENES, seed=42):
     """Score the islands of a network, and baselines, against the masks of test scenes.
 
-    The baselines: k-means on colour and position of the pixels, for each scene told its number of
-    segments; the network before training; the tokenizer's output, without the loop. Beside them
-    what the true masks reach when each column is given one value: the one that most of its pixels
-    have, or most of those in the foreground, whichever scores better.
+    The baselines are: k-means on colour and position, which is told the true number of segments;
+    the network before training; the output of the tokenizer, without the loop. The last row is the
+    best that this grid allows: each column gets one value of the true mask, either the most common
+    one of its pixels or the most common one of its foreground pixels, whichever scores better.
 
     Args:
         model: `Agglomerator`.
         data: `ImageDataModule` whose test set has masks.
         settings: of the run.
         device: to compute on.
-        most: the first so many scenes count.
+        most: how many scenes to score; the first ones are taken.
         seed: of the untrained network's weights, as at the start of the training.
 
     Returns:
-        A list of rows, dictionaries of `of`, what is scored, and of what `IslandScores` says.
+        A list of rows: dictionaries with `of`, the name of what is scored, and the scores of
+        `IslandScores`.
     """
     pl.seed_everything(seed, workers=True, verbose=False)
     untrained = Agglomerator(**dataclasses.asdict(settings)).eval().to(device)
     model = model.eval().to(device)
     learned, unlearned = IslandScores(settings.levels), IslandScores(settings.levels)
-    tokens, clusters, cells, fore = (IslandScores(1) for _ in range(4))
+    tokens, clusters, of_pixels, of_foreground = (IslandScores(1) for _ in range(4))
     threshold = settings.island_threshold
-    rows = torch.as_tensor(list(data.test.indices))[:most]
-    for some in rows.split(BATCH):
-        images = data.test.dataset[some][0]
-        masks = {name: torch.as_tensor(data.test.dataset.extra[name][some]) for name in MASKS}
+    indices = torch.as_tensor(list(data.test.indices))[:most]
+    for batch in indices.split(BATCH):
+        images = data.test.dataset[batch][0]
+        masks = {name: torch.as_tensor(data.test.dataset.extra[name][batch]) for name in MASKS}
         views = data.view(images.to(device))
         with torch.no_grad():
             for network, scores in ((model, learned), (untrained, unlearned)):
@@ -54,57 +55,76 @@ def compare(model, data, settings, device, most=SCENES, seed=42):
         tokens.update_states(output.cpu(), threshold, masks)
         for name, mask in masks.items():
             clusters.update(k_means(images, mask)[:, None], masks={name: mask})
-            for scores, background in ((cells, True), (fore, False)):
+            for scores, background in ((of_pixels, True), (of_foreground, False)):
                 labels = most_common(mask, settings.grid_size, background)
                 scores.update(labels[:, None], masks={name: mask})
 
-    def named(of, scores):
-        return [{"of": of.format(level), **row} for level, row in enumerate(scores.compute())]
-
-    def of_masks_alone(rows):
-        of_columns = "number", "size", "inside"
-        return [{k: v for k, v in row.items() if k not in of_columns} for row in rows]
-
-    (cells,), (fore,) = cells.compute(), fore.compute()
-    on_grid = {name: max(score, fore[name]) for name, score in cells.items()}
+    (of_pixels,), (of_foreground,) = of_pixels.compute(), of_foreground.compute()
+    best = {name: max(score, of_foreground[name]) for name, score in of_pixels.items()}
     return [
-        *named("level {}", learned),
-        *named("level {}, untrained", unlearned),
-        *named("tokenizer alone", tokens),
-        *of_masks_alone(named("k-means, true number", clusters)),
-        *of_masks_alone([{"of": "true masks, on this grid", **on_grid}]),
+        *_rows("level {}", learned),
+        *_rows("level {}, untrained", unlearned),
+        *_rows("tokenizer alone", tokens),
+        *map(_without_columns, _rows("k-means, true number", clusters)),
+        _without_columns({"of": "true masks, on this grid", **best}),
     ]
 
 
+def _rows(name, scores):
+    return [{"of": name.format(level), **row} for level, row in enumerate(scores.compute())]
+
+
+def _without_columns(row):
+    """A row without the scores that say nothing of segments which are no islands."""
+    return {name: x for name, x in row.items() if name not in ("number", "size", "inside")}
+
+
 def k_means(images, mask):
-    """Segments of images by k-means on colour and position, all from 0 to 1.
+    """Segment images by k-means on the colour and position of pixels, both scaled to 0 to 1.
 
     Args:
         images: (B, C, H, W) uint8.
-        mask: (B, H, W) integers; each image has so many clusters as there are values.
+        mask: (B, H, W) integers. Each image gets as many clusters as its mask has values.
 
     Returns:
         (B, H, W) int64.
+
+    Example:
+        >>> import torch
+        >>> image = torch.tensor([[0, 0, 255, 255]] * 2, dtype=torch.uint8)
+        >>> labels = k_means(image[None, None], (image > 0)[None].long())
+        >>> labels.shape, len(labels.unique())
+        (torch.Size([1, 2, 4]), 2)
     """
     height, width = images.shape[2:]
-    places = np.stack(np.mgrid[:height, :width]) / max(height, width)
-    found = []
+    positions = np.stack(np.mgrid[:height, :width]) / max(height, width)
+    labels = []
     for image, true in zip(images.numpy(), mask.numpy(), strict=True):
-        features = np.concatenate((image / 255, places)).reshape(-1, height * width).T
+        features = np.concatenate((image / 255, positions)).reshape(-1, height * width).T
         clusters = KMeans(len(np.unique(true)), n_init=1, random_state=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # fewer colours than segments
-            found.append(clusters.fit_predict(features).reshape(height, width))
-    return torch.from_numpy(np.stack(found)).long()
+            labels.append(clusters.fit_predict(features).reshape(height, width))
+    return torch.from_numpy(np.stack(labels)).long()
 
 
 def most_common(mask, side, background=True):
-    """The value that most pixels of each cell have: (B, H, W) -> (B, side, side).
+    """The most common value of the pixels of each cell.
 
     Args:
-        mask: integers, 0 background.
+        mask: (B, H, W) integers, 0 background.
         side: of the grid of cells.
-        background: False for the most common value but 0, where there is any.
+        background: False to leave out the value 0 where a cell has any other.
+
+    Returns:
+        (B, side, side) int64.
+
+    Example:
+        >>> import torch
+        >>> most_common(torch.tensor([[[0, 0, 0, 1], [0, 2, 1, 3]]]), 1)
+        tensor([[[0]]])
+        >>> most_common(torch.tensor([[[0, 0, 0, 1], [0, 2, 1, 3]]]), 1, background=False)
+        tensor([[[1]]])
     """
     shares = F.adaptive_avg_pool2d(F.one_hot(mask.long()).movedim(-1, 1).float(), side)
     if not background:

@@ -1,4 +1,4 @@
-"""The live view of islands: a window, a page in the browser, files, an animation, the logger."""
+"""The live view of islands: picture files, an animation, the logger, a window or a page."""
 
 import json
 import os
@@ -17,34 +17,35 @@ from PIL import Image
 from pytorch_lightning.callbacks import Callback
 
 from agglomerator.islands import window
-from agglomerator.islands.figures import IslandFigures, animate, kept_arrays
+from agglomerator.islands.figures import IslandFigures, animate
+from agglomerator.islands.projection import load_arrays
 from agglomerator.util.files import written_whole
 from agglomerator.util.terminal import say
 
-SAMPLES = 6
-SECONDS = 20  # between two pictures, or more, so that they take no more than
-SHARE = 0.02  # of the time
-FIRST = 2  # seconds until the second picture; until the next ones each time twice as many
-EARLY = 3  # seconds that pictures may take before they fit into their share
+SAMPLES = 6  # images in a picture
+SECONDS = 20  # least time between two pictures
+SHARE = 0.02  # greatest share of the time that pictures take
+FIRST = 2  # seconds until the second picture; the wait doubles with every further early picture
+EARLY = 3  # seconds that early pictures may take together, beyond SHARE
 MOST_FRAMES = 60
 ANSWER = 30  # seconds that a window has to answer
 
 
 class IslandsView(Callback):
-    """Shows the islands of the same sample images during training, validation and test.
+    """Draws the islands of the same sample images during training, validation and test.
 
-    A first picture before training and a last one after it; in between some soon, then no more than
-    `SHARE` of the time goes into pictures. Each is written into the folder, where the last of them
-    make an animation, and shown in a window or a page where there is one, which never holds up the
-    run.
+    It draws one picture before training and one after it. In between it draws a few early ones, and
+    then as many as fit into `SHARE` of the time. It writes each picture to the folder, makes an
+    animation of them, and shows them in a window or on a page if there is one. The window never
+    holds up the run.
 
-    Colours are made for what the trained network tells apart: where the folder has no projection
-    yet, pictures have provisional colours, and are drawn again at the end of training.
+    The colours should fit the trained network. If the folder has no projection yet, pictures get
+    provisional colours, and all are drawn again at the end of training.
 
     Args:
-        folder: for the pictures and for the projection, which later runs into the same folder use.
+        folder: for the pictures and the projection. Later runs into this folder use both.
         stage: name of the stage, for file names.
-        threshold: least cosine of neighbours of one island.
+        threshold: least cosine of connected neighbours.
     """
 
     def __init__(self, folder, stage, threshold):
@@ -83,11 +84,11 @@ class IslandsView(Callback):
         self._show(trainer, module, test=True, log=True)
 
     def _due(self):
-        """Whether to draw: soon at first, then ever later, then as pictures fit into their share of
-        the time."""
+        """Whether to draw now: early pictures at growing intervals, then what SHARE allows."""
         now = time.perf_counter()
         waited, cost = now - self.drawn_at, self.spent + self.last
-        allowed = SHARE * (now - self.began) / (2 if self.provisional else 1)  # drawn again
+        # Provisional pictures are drawn twice.
+        allowed = SHARE * (now - self.began) / (2 if self.provisional else 1)
         early = waited >= max(FIRST, self.drawn_at - self.began) and cost <= EARLY
         return early or (waited >= SECONDS and cost <= allowed)
 
@@ -100,7 +101,7 @@ class IslandsView(Callback):
             self.spent += self.last
 
     def _try(self, function, *arguments):
-        """Call it if this process draws. A full disk is no reason to end a training."""
+        """Call a function if this process draws. A full disk ends the pictures, not the run."""
         try:
             if self.on:
                 function(*arguments)
@@ -122,18 +123,19 @@ class IslandsView(Callback):
                 self.album.fit(states[-1], keep=False)
         title = f"Islands of agreement, {module.settings.exp_name}\n{when}"
         note = "\nprovisional colours" if self.provisional else ""
-        sheets = self.album.figures(images, names, states, title + note)
-        paths = {"islands": self.album.write(name, sheets[0])}
+        figure = self.album.levels(images, names, states[-1], title + note)
+        paths = {"islands": self.album.write(name, figure)}
         if not test:
             self._keep_frame(paths["islands"], trainer.global_step, states[-1], title)
         WINDOW.show(paths["islands"])
         if log:
-            paths["iterations"] = self.album.write(f"{name}_iterations", sheets[1])
+            figure = self.album.iterations(images[0], names[0], states[:, 0], title + note)
+            paths["iterations"] = self.album.write(f"{name}_iterations", figure)
             for logger in trainer.loggers:
                 log_pictures(logger, paths, trainer.global_step)
 
     def _look(self, module, test=False):
-        """The sample images, their names, and their states (T + 1, B, n, K, d)."""
+        """The sample images (B, C, H, W), their names, and their states (T + 1, B, n, K, d)."""
         data = module.data
         if self.samples is None:
             subset = data.test if test or not len(data.val) else data.val
@@ -143,25 +145,25 @@ class IslandsView(Callback):
         return data.crop(images), [data.classes[label] for label in labels], states
 
     def _recolour(self, module):
-        """Fit the projection to the trained network; draw the frames of the training again."""
+        """Fit the projection to the trained network, and draw all frames again in its colours."""
         if not self.provisional:
             return
         images, names, states = self._look(module)
         self.provisional = False
         self.album.fit(states[-1])
         for frame in self._frames():
-            kept = kept_arrays(frame.with_suffix(".npz"), ("states", "title"))
-            if kept is not None:
-                states = torch.from_numpy(kept["states"]).float()[None]
-                sheets = self.album.figures(images, names, states, str(kept["title"]))
-                self.album.write(frame.relative_to(self.album.folder).with_suffix(""), sheets[0])
+            arrays = load_arrays(frame.with_suffix(".npz"), ("states", "title"))
+            if arrays is not None:
+                states = torch.from_numpy(arrays["states"]).float()
+                figure = self.album.levels(images, names, states, str(arrays["title"]))
+                self.album.write(frame.relative_to(self.album.folder).with_suffix(""), figure)
                 frame.with_suffix(".npz").unlink()
 
     def _frames(self):
         return sorted(self.frames.glob("[0-9]" * 10 + ".png"))
 
     def _drop_frames(self, step):
-        """Drop those after a step: of a training that this one does not go on with."""
+        """Delete the frames after a step: another training made them."""
         for frame in self._frames():
             if int(frame.stem) > step:
                 self._drop_frame(frame)
@@ -171,8 +173,9 @@ class IslandsView(Callback):
         frame.with_suffix(".npz").unlink(missing_ok=True)
 
     def _keep_frame(self, picture, step, states, title):
-        """Keep a picture for the animation; at most `MOST_FRAMES`, evenly over the training. One in
-        provisional colours is kept with what it takes to draw it again."""
+        """Keep a picture as a frame of the animation. At most `MOST_FRAMES` are kept, evenly spaced
+        over the training. In provisional colours, a frame is kept with its states, from which it
+        can be drawn again."""
         self.frames.mkdir(parents=True, exist_ok=True)
         frame = self.frames / f"{step:010d}.png"
         shutil.copyfile(picture, frame)
@@ -192,15 +195,20 @@ class IslandsView(Callback):
 
 
 def samples(subset, n_classes):
-    """The first image of each of the first classes, at most SAMPLES: images and labels."""
-    dataset, rows = subset.dataset, torch.as_tensor(list(subset.indices))
-    of_classes = ((dataset.labels[rows] == c).nonzero() for c in range(n_classes))
-    first = islice((found[0] for found in of_classes if len(found)), SAMPLES)
-    return dataset[rows[torch.cat(list(first))]]
+    """The first image of each of the first classes that have images, at most SAMPLES.
+
+    Returns:
+        images (B, C, H, W) uint8 and labels (B,).
+    """
+    dataset, indices = subset.dataset, torch.as_tensor(list(subset.indices))
+    of_class = ((dataset.labels[indices] == c).nonzero() for c in range(n_classes))
+    first = islice((places[0] for places in of_class if len(places)), SAMPLES)
+    return dataset[indices[torch.cat(list(first))]]
 
 
 def states_of(module, views):
-    """States (T + 1, B, n, K, d), on the CPU, without touching the training."""
+    """States (T + 1, B, n, K, d) of views (B, C, H, W), on the CPU. Training goes on as if this had
+    not been called."""
     training = module.training
     module.eval()
     with torch.no_grad():
@@ -210,7 +218,7 @@ def states_of(module, views):
 
 
 def log_pictures(logger, paths, step):
-    """Give pictures, names to paths of PNG files, to a logger that takes any."""
+    """Log pictures, a dictionary of names and paths of PNG files, if the logger takes pictures."""
     kind = type(logger).__name__
     for name, path in paths.items():
         if kind == "WandbLogger":
@@ -222,23 +230,25 @@ def log_pictures(logger, paths, step):
 
 
 class Window:
-    """The window or page of a run, by matplotlib's backend, through all of its stages; a process of
-    its own. Set `wanted` for it to open with the first picture; the user may close it any time.
+    """The window or page of a run, for all of its stages.
+
+    It is a process of its own; matplotlib's backend decides whether it is a window or a page. With
+    `wanted` it opens with the first picture. The user may close it at any time.
     """
 
     def __init__(self):
         self.wanted, self.process = False, None
 
     def show(self, path):
-        """Show a picture file, which is there already."""
+        """Show a picture file."""
         if self.wanted and self.process is None:
             self._open(path)
         else:
             self._tell(show=str(path.absolute()))
 
     def stay(self):
-        """At the end of the run leave the window to the user. Where the run has the foreground of a
-        terminal, wait for Ctrl-C while there is a page."""
+        """Leave the window to the user at the end of the run. If there is a page, and the run is in
+        the foreground of a terminal, wait for Ctrl-C."""
         if self.process is not None:
             waits = is_in_foreground()
             self._tell(stay=waits)
@@ -248,14 +258,14 @@ class Window:
 
     def _open(self, path):
         program = Path(window.__file__)
-        alone = {"start_new_session": True} if os.name == "posix" else {}  # not for Ctrl-C
+        session = {"start_new_session": True} if os.name == "posix" else {}  # out of Ctrl-C's reach
         self.process = subprocess.Popen(
             [sys.executable, program, path.absolute()],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            **alone,
+            **session,
         )
         self.relay = Thread(target=self._relay, daemon=True)
         self.relay.start()
@@ -264,17 +274,17 @@ class Window:
         for line in self.process.stdout:
             say(line.decode(errors="replace").rstrip())
 
-    def _tell(self, **what):
+    def _tell(self, **message):
         if self.process is not None:
-            with suppress(OSError):  # the user has closed it
-                self.process.stdin.write(json.dumps(what).encode() + b"\n")
+            with suppress(OSError):  # the user has closed the window
+                self.process.stdin.write(json.dumps(message).encode() + b"\n")
 
 
 WINDOW = Window()
 
 
 def is_in_foreground():
-    """Whether somebody sits before the run, and can end it by Ctrl-C."""
+    """Whether the run is in the foreground of a terminal, so that Ctrl-C ends it."""
     streams = sys.stdin, sys.stdout
     if not all(stream is not None and stream.isatty() for stream in streams):
         return False
@@ -282,5 +292,5 @@ def is_in_foreground():
         return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
     except AttributeError:  # Windows
         return True
-    except OSError:  # another session's terminal
+    except OSError:  # the terminal of another session
         return False

@@ -1,8 +1,9 @@
-"""Islands of agreement: which columns form them, how large they are, whether they are parts.
+"""The islands of a level: segmentation of a grid of columns by the cosine of neighbours.
 
-An island of a level is a set of columns that neighbours connect, each beside, above or below the
-next, whose vectors agree: their cosine is at least a threshold. Every function here is a pure
-function of states (..., n, K, d) as `Agglomerator.states` returns them, of labels, and of masks.
+An island is a connected component of the grid (Hinton 2021, arXiv 2102.12627, "islands of
+agreement"). Two columns side by side, or one above the other, are connected if the cosine of their
+vectors is at least a threshold. Every function here is pure: it takes states (..., n, K, d) as
+`Agglomerator.states` returns them, or labels, and returns tensors.
 """
 
 import math
@@ -17,79 +18,109 @@ from agglomerator.util.precision import upcast
 
 
 def neighbour_cosines(states):
-    """Cosines of neighbouring columns.
+    """Cosines of the vectors of neighbouring columns.
 
     Args:
         states: (..., n, K, d), n = S * S columns, row-major.
 
     Returns:
-        Of columns beside each other (..., K, S, S - 1), above each other (..., K, S - 1, S).
+        (horizontal, vertical): each column with the next to its right, (..., K, S, S - 1), and with
+        the next below it, (..., K, S - 1, S).
+
+    Example:
+        >>> import torch
+        >>> states = torch.tensor([[1.0, 0], [2, 0], [0, 1], [1, 0]])[:, None]  # 2 x 2, one level
+        >>> neighbour_cosines(states)
+        (tensor([[[1.],
+                 [0.]]]), tensor([[[0., 1.]]]))
     """
     vectors = F.normalize(upcast(states), dim=-1).movedim(-2, -3)  # (..., K, n, d)
     side = math.isqrt(vectors.shape[-2])
     grid = vectors.unflatten(-2, (side, side))
-    beside = (grid[..., :, 1:, :] * grid[..., :, :-1, :]).sum(-1)
-    above = (grid[..., 1:, :, :] * grid[..., :-1, :, :]).sum(-1)
-    return beside, above
+    horizontal = (grid[..., :, 1:, :] * grid[..., :, :-1, :]).sum(-1)
+    vertical = (grid[..., 1:, :, :] * grid[..., :-1, :, :]).sum(-1)
+    return horizontal, vertical
 
 
-def agreement(beside, above):
-    """Mean cosine of neighbours, from what `neighbour_cosines` returns: (..., K).
+def mean_cosine(horizontal, vertical):
+    """Mean of what `neighbour_cosines` returns: (..., K). It is 1 for a single column.
 
-    1 where there is one column only.
+    Example:
+        >>> import torch
+        >>> mean_cosine(torch.tensor([[[1.0], [0.0]]]), torch.tensor([[[0.0, 1.0]]]))
+        tensor([0.5000])
     """
-    if not beside.shape[-1]:
-        return beside.new_ones(beside.shape[:-2])
-    return torch.cat((beside.flatten(-2), above.flatten(-2)), -1).mean(-1)
+    if not horizontal.shape[-1]:
+        return horizontal.new_ones(horizontal.shape[:-2])
+    return torch.cat((horizontal.flatten(-2), vertical.flatten(-2)), -1).mean(-1)
 
 
-def connect(beside, above):
-    """Islands of columns on grids, from which neighbours are connected.
+def connected(horizontal, vertical):
+    """Connected components of grids of columns.
 
     Args:
-        beside: (..., S, S - 1) bool, each column with the next to its right.
-        above: (..., S - 1, S) bool, each column with the next below it.
+        horizontal: (..., S, S - 1) bool, whether a column is connected with the next to its right.
+        vertical: (..., S - 1, S) bool, whether a column is connected with the next below it.
 
     Returns:
-        (..., S, S) int64. The label of an island is the number, row-major, of its first column.
+        Labels (..., S, S) int64, on the CPU. The label of an island is the index, row-major, of its
+        first column.
+
+    Example:
+        >>> import torch
+        >>> connected(torch.tensor([[True], [False]]), torch.tensor([[False, True]]))
+        tensor([[0, 0],
+                [2, 0]])
     """
-    shape = (*beside.shape[:-1], beside.shape[-2])
+    shape = (*horizontal.shape[:-1], horizontal.shape[-2])
     columns = np.arange(math.prod(shape)).reshape(shape)
-    beside, above = beside.cpu().numpy(), above.cpu().numpy()
-    starts = np.concatenate((columns[..., :-1][beside], columns[..., :-1, :][above]))
-    ends = np.concatenate((columns[..., 1:][beside], columns[..., 1:, :][above]))
+    horizontal, vertical = horizontal.cpu().numpy(), vertical.cpu().numpy()
+    starts = np.concatenate((columns[..., :-1][horizontal], columns[..., :-1, :][vertical]))
+    ends = np.concatenate((columns[..., 1:][horizontal], columns[..., 1:, :][vertical]))
     graph = coo_array(
         (np.ones(len(starts), np.int8), (starts, ends)), shape=(columns.size, columns.size)
     )
-    n_islands, found = connected_components(graph, directed=False)
-    first = np.empty(n_islands, np.int64)
-    first[found[::-1]] = columns.ravel()[::-1]  # of equal indices the last one counts
+    n_components, components = connected_components(graph, directed=False)
+    first = np.empty(n_components, np.int64)
+    first[components[::-1]] = columns.ravel()[::-1]  # of equal indices the last one counts
     n_columns = shape[-1] * shape[-2]
-    return torch.from_numpy(first[found].reshape(shape) % n_columns)
+    return torch.from_numpy(first[components].reshape(shape) % n_columns)
 
 
-def islands(states, threshold):
-    """The islands of every level.
+def segment(states, threshold):
+    """Label every column with its island, level by level.
 
     Args:
         states: (..., n, K, d), n = S * S columns, row-major.
-        threshold: least cosine of neighbours that agree.
+        threshold: least cosine of connected neighbours.
 
     Returns:
-        Labels (..., K, S, S) int64, on the CPU. The label of an island is the number, row-major,
-        of its first column.
+        Labels (..., K, S, S) int64, on the CPU. The label of an island is the index, row-major, of
+        its first column.
+
+    Example:
+        >>> import torch
+        >>> states = torch.tensor([[1.0, 0], [2, 0], [0, 1], [1, 0]])[:, None]  # 2 x 2, one level
+        >>> segment(states, 0.8)
+        tensor([[[0, 0],
+                 [2, 0]]])
     """
-    return connect(*(cosines >= threshold for cosines in neighbour_cosines(states)))
+    return connected(*(cosines >= threshold for cosines in neighbour_cosines(states)))
 
 
 def count(labels):
-    """Number of islands, and share of columns in islands larger than one.
+    """Number of islands, and share of the columns in islands of two columns or more.
 
     Args:
         labels: (..., S, S) int64, from 0 to S * S - 1.
 
     Returns:
-        Two tensors (...,), float32.
+        (number, inside), each (...,) float32.
+
+    Example:
+        >>> import torch
+        >>> count(torch.tensor([[0, 0], [2, 0]]))
+        (tensor(2.), tensor(0.7500))
     """
     labels = labels.flatten(-2)
     sizes = torch.zeros_like(labels).scatter_add_(-1, labels, torch.ones_like(labels))
@@ -98,7 +129,21 @@ def count(labels):
 
 
 def to_pixels(labels, height, width):
-    """Labels of columns (..., S, S) -> of the pixels that they stand for, (..., height, width)."""
+    """Enlarge labels of columns to labels of pixels, by nearest neighbour.
+
+    Args:
+        labels: (..., S, S).
+        height, width: of the image, in pixels.
+
+    Returns:
+        (..., height, width).
+
+    Example:
+        >>> import torch
+        >>> to_pixels(torch.tensor([[0, 1], [2, 3]]), 2, 4)
+        tensor([[0, 0, 1, 1],
+                [2, 2, 3, 3]])
+    """
     side = labels.shape[-1]
     rows = torch.arange(height, device=labels.device) * side // height
     columns = torch.arange(width, device=labels.device) * side // width

@@ -1,14 +1,15 @@
-"""Shows a picture file in a window, or as a page in the browser, anew whenever it changes.
+"""Shows a picture file in a window or on a page in the browser, and shows it again when it changes.
 
-A program of its own: whatever happens to its window, display or page does not concern the training
-that draws the pictures. It ends when its window is closed, and with the training, unless that bids
-it stay.
+It is a program of its own: a fault of the window, the display or the page cannot harm the training
+that draws the pictures. It ends when the user closes the window, or when the training ends without
+a word.
 
     python src/agglomerator/islands/window.py PICTURE.png < a pipe that stays open
 
-Each line of the pipe is JSON: {"show": path of another picture}, or at the end {"stay": whether
-somebody waits}. A window then stays until it is closed, a page only while somebody waits. The
-program lets go of standard output when there is nothing to wait for.
+Each line of the pipe is JSON. {"show": PATH} names another picture. {"stay": true or false} comes
+at the end of the training: true if the training waits for Ctrl-C. A window then stays until the
+user closes it, a page stays only while the training waits. Once nothing waits, the program lets go
+of standard output.
 """
 
 import contextlib
@@ -20,20 +21,22 @@ import textwrap
 import threading
 
 BACKEND = "AGGLOMERATOR_MPLBACKEND"  # environment variable: the user's choice for this program
-MILLISECONDS = 300  # between two looks at the file
-TALLEST = 900  # pixels of a window
+MILLISECONDS = 300  # between two checks of the file
+TALLEST = 900  # pixels, greatest height of a window
 
 
 class Screen:
-    """What is shown: the path of a picture, and whether on a page; `is_open` tells when."""
+    """The path of the picture shown, and whether it is on a page. `is_open` is set when it is."""
 
     def __init__(self, path):
         self.path, self.is_page, self.is_open = path, False, threading.Event()
 
 
 def leave_backend_to_window():
-    """Keep matplotlib's backend for the window, which may do without: a training writes files, and
-    matplotlib would end it for the sake of a backend that is not there."""
+    """Keep matplotlib's backend from the training, and hand it to this program.
+
+    A training only writes files. A backend that is not there would end it; here it only costs the
+    window."""
     os.environ[BACKEND] = os.environ.get("MPLBACKEND", "")
     os.environ["MPLBACKEND"] = "agg"
 
@@ -51,27 +54,27 @@ def main(path):
             f"--plot_islands: no window{named} ({reason}), the pictures are files; "
             "MPLBACKEND=webagg makes a page."
         )
-    os._exit(0)  # the thread may hold the pipe, which an orderly end would wait for and abort
+    os._exit(0)  # an orderly end would wait for the pipe, which the thread may hold
 
 
 def say(text):
-    with contextlib.suppress(OSError):  # nobody takes it
+    with contextlib.suppress(OSError):  # nobody reads it
         print(text, file=sys.__stdout__, flush=True)
 
 
 def listen(screen):
-    """Do what the training tells, and end with it."""
+    """Follow the messages of the training, and end with it."""
     stays = False
     for line in sys.stdin.buffer:
-        told = json.loads(line)
-        screen.path = told.get("show", screen.path)
-        if "stay" in told:
+        message = json.loads(line)
+        screen.path = message.get("show", screen.path)
+        if "stay" in message:
             screen.is_open.wait()
             stays = not screen.is_page
             if stays:
                 say("The islands stay in their window until you close it.")
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            elif told["stay"]:
+            elif message["stay"]:
                 say("The islands stay on their page until you press Ctrl-C.")
             else:
                 break
@@ -80,15 +83,21 @@ def listen(screen):
 
 
 def show(screen):
-    """Show a PNG file until its window is closed, for ever on a page. Nothing where matplotlib is
-    for files alone, by the user's choice or for want of a display."""
+    """Show a PNG file in a window until the user closes it, or on a page for ever.
+
+    Shows nothing if matplotlib's backend only writes files: the user chose it, or there is no
+    display.
+
+    Raises:
+        RuntimeError: the backend opens no windows.
+    """
     import matplotlib
 
-    matplotlib.rcParams["backend_fallback"] = False  # without a word
+    matplotlib.rcParams["backend_fallback"] = False  # which would be silent
     from matplotlib import pyplot as plt
     from matplotlib.backends.registry import BackendFilter, backend_registry
 
-    matplotlib.rcParams["webagg.open_in_browser"] = False  # it might be one of the terminal
+    matplotlib.rcParams["webagg.open_in_browser"] = False  # it could be one in the terminal
     matplotlib.rcParams["figure.raise_window"] = False
     backend = matplotlib.get_backend().lower()
     if backend in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE):
@@ -103,13 +112,13 @@ def show(screen):
 
     def look():
         nonlocal seen
-        with contextlib.suppress(OSError):  # moved away; another will come
-            found = screen.path, os.stat(screen.path).st_mtime_ns
-            if found != seen:
+        with contextlib.suppress(OSError):  # it was moved away; another will come
+            current = screen.path, os.stat(screen.path).st_mtime_ns
+            if current != seen:
                 ax.clear()
                 ax.axis("off")
                 ax.imshow(plt.imread(screen.path))
-                seen = found
+                seen = current
                 figure.canvas.draw_idle()
 
     look()

@@ -33,7 +33,7 @@ class RunFolder:
         self.logs = self.path / "logs" / self.stage
         self.metrics = self.logs / "metrics.csv"
         self.islands = self.path / "islands"
-        self.frozen_record = self.path / "meaning.json"
+        self.frozen_record = self.path / "embedding.json"
         self.test_record = self.path / f"test_{self.stage}.json"
         self.confusion = self.path / f"confusion_{self.stage}"
 

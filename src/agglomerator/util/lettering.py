@@ -1,4 +1,4 @@
-"""Texts in pictures: as they are, whatever users call their runs, classes and files."""
+"""Texts in figures that look as they are written, whatever users call their runs and classes."""
 
 import textwrap
 from contextlib import suppress
@@ -12,10 +12,10 @@ from matplotlib.ticker import FixedLocator
 
 
 class Figure(matplotlib.figure.Figure):
-    """A matplotlib figure that shows its texts letter by letter: `$` begins no formula.
+    """A matplotlib figure that draws its texts letter by letter: `$` begins no formula.
 
-    Letters that the font lacks come from another font of the machine. Where no font has one, its
-    code stands in its place, as \\u4e2d. Titles that are too long continue on the next line.
+    If a font lacks a letter, another font of the machine draws it. If no font has it, its code
+    stands in its place, as \\u4e2d. Long titles continue on the next line.
     """
 
     def draw(self, renderer):
@@ -37,34 +37,47 @@ class Figure(matplotlib.figure.Figure):
         super().draw(renderer)
 
 
-def shown(text):
-    """The text as a `Figure` shows it: letters that no font has as their codes."""
+def as_drawn(text):
+    """The text as a `Figure` draws it: codes in place of letters that no font has.
+
+    Example:
+        >>> as_drawn("cat$" + chr(0xDCFF))
+        'cat$\\\\udcff'
+    """
     return text.translate(_fallback(frozenset(text), frozenset((findfont(FontProperties()),)))[1])
 
 
 @lru_cache
 def _fallback(letters, fonts):
-    """The families of further fonts that have letters which one of some fonts (paths) lacks; and
-    the codes, by letter, of those that no font has."""
-    lacking = {c for c in letters if c != "\n" and not all(_has(path, c) for path in fonts)}
+    """Where to find the letters that a font lacks.
+
+    Args:
+        letters: frozenset of the letters to draw.
+        fonts: frozenset of paths of the fonts to draw them in.
+
+    Returns:
+        (families, codes): families of further fonts that have what one of these lacks, and by
+        ordinal the codes of letters that no font has.
+    """
+    missing = {c for c in letters if c != "\n" and not all(_has(path, c) for path in fonts)}
     families = []
-    if lacking:
+    if missing:
         _find_new_fonts()
-        plain = [font for font in fontManager.ttflist if "Last Resort" not in font.name]  # boxes
-        for font in sorted(plain, key=lambda f: (f.style != "normal", str(f.weight), f.name)):
-            found = {c for c in lacking if font.name not in families and _has(font.fname, c)}
-            families += [font.name] * bool(found)
-            lacking -= found
-            if not lacking:
+        real = [font for font in fontManager.ttflist if "Last Resort" not in font.name]  # boxes
+        for font in sorted(real, key=lambda f: (f.style != "normal", str(f.weight), f.name)):
+            new = {c for c in missing if font.name not in families and _has(font.fname, c)}
+            families += [font.name] * bool(new)
+            missing -= new
+            if not missing:
                 break
-    return families, {ord(c): ascii(c)[1:-1] for c in lacking}
+    return families, {ord(c): ascii(c)[1:-1] for c in missing}
 
 
 def _find_new_fonts():
-    """Make fonts known that were installed after matplotlib listed those of the machine."""
+    """Tell matplotlib of fonts that were installed after it listed the fonts of the machine."""
     known = {font.fname for font in fontManager.ttflist}
     for path in set(findSystemFonts()) - known:
-        with suppress(Exception):  # it cannot be drawn
+        with suppress(Exception):  # a font that cannot be drawn
             fontManager.addfont(path)
 
 
@@ -72,14 +85,14 @@ def _has(path, letter):
     """Whether a font can draw a letter. Fonts of coloured pixels cannot be drawn at all."""
     try:
         font = get_font(path)
-    except (OSError, RuntimeError):  # damaged
+    except (OSError, RuntimeError):  # a damaged file
         return False
-    drawn = font.scalable and FaceFlags.COLOR not in font.face_flags
-    return drawn and font.get_char_index(ord(letter)) > 0
+    drawable = font.scalable and FaceFlags.COLOR not in font.face_flags
+    return drawable and font.get_char_index(ord(letter)) > 0
 
 
 def _break_lines(text, renderer, most):
-    """Break the lines of a text so that none is wider than so many pixels."""
+    """Break the lines of a text so that none is wider than `most` pixels."""
     lines = text.get_text().split("\n")
     for length in range(max(map(len, lines)), 10, -1):
         if text.get_window_extent(renderer).width <= most:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from agglomerator.data.images import ImageFiles, formats
+from agglomerator.data.decode import formats
+from agglomerator.data.images import ImageFiles
 from agglomerator.util.errors import UserError
 from agglomerator.util.machine import memory, processes_here
 from agglomerator.util.terminal import say
