@@ -251,8 +251,8 @@ class Window:
         the foreground of a terminal, wait for Ctrl-C."""
         if self.process is not None:
             waits = is_in_foreground()
-            self._tell(stay=waits)
             with suppress(KeyboardInterrupt):
+                self._tell(stay=waits)
                 self.relay.join(None if waits else ANSWER)
             self.process.stdin.close()
 
