@@ -309,7 +309,7 @@ def test_output_that_nobody_takes_costs_nothing(tmp_path, where, what):
 
 LOST_WORKER = """
 import multiprocessing, threading, time
-from agglomerator.data import folder
+from agglomerator.data.sets import folder
 folder.MEMORY_SHARE = 0  # images are read when they are needed
 def kill():
     while not multiprocessing.active_children():

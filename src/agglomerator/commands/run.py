@@ -215,7 +215,7 @@ def train(settings, given, advise=True):
     prefix = STAGE_PREFIX[stage]
     metrics = folder / "logs" / stage / "metrics.csv"
     if trainer.is_global_zero:
-        with written_whole(folder / f"{prefix}cli.cfg") as file:
+        with written_whole(folder / f"{prefix}flags.cfg") as file:
             cli.write(settings, file)
         if going_on:
             keep_metrics(metrics, start.step)
