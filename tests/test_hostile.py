@@ -20,9 +20,8 @@ import pytest
 import safetensors.torch
 import torch
 from absl.flags import FLAGS
-from conftest import ROOT, SMALL, run_program
+from conftest import ROOT, SMALL, contents, run_program
 from PIL import Image
-from test_cli_errors import contents
 
 from agglomerator import cli
 from agglomerator.commands import run

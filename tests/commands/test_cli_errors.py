@@ -3,7 +3,7 @@ import sys
 
 import pytest
 import torch
-from conftest import SMALL, run_program
+from conftest import SMALL, contents, run_program
 
 from agglomerator import Agglomerator
 
@@ -45,10 +45,6 @@ def output(tmp_path):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"{name} of an earlier run")
     return tmp_path / "output"
-
-
-def contents(folder):
-    return {path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def refuse(output, *flags, **options):

@@ -1,6 +1,5 @@
 """Runs that are killed and gone on with end as if nothing had happened."""
 
-import csv
 import json
 import math
 import os
@@ -16,9 +15,21 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ENVIRONMENT, ROOT, SMALL, run_program, run_words, small_run
+from conftest import (
+    ENVIRONMENT,
+    ROOT,
+    SMALL,
+    contents,
+    rows,
+    run_program,
+    run_words,
+    same_weights,
+    small_run,
+    steps_done,
+    wait_until,
+    weights,
+)
 from PIL import Image
-from test_cli_errors import contents
 
 from agglomerator.commands import report
 from agglomerator.hierarchy import figures
@@ -42,42 +53,6 @@ def with_fault(fault):
     """The program with a few lines of Python that run before it and bring the fault about."""
     lines = f"import os, signal, sys; sys.path.insert(0, 'src')\n{fault}"
     return "-c", f"{lines}\nimport main\nmain.app.run(main.main, flags_parser=main.parse)"
-
-
-def steps_done(folder):
-    """Steps of both stages that are safe in last.ckpt, and whether an epoch is in its middle."""
-    total, middle = 0, False
-    for prefix in STAGES.values():
-        path = folder / "checkpoints" / f"{prefix}last.ckpt"
-        if path.is_file():
-            last = torch.load(path, weights_only=True)
-            total += last["global_step"]
-            progress = last["loops"]["fit_loop"]["epoch_progress"]["current"]
-            middle = progress["processed"] < progress["started"]
-    return total, middle
-
-
-def wait_until(condition, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def rows(folder, stage):
-    """Rows of metrics.csv, without the column that tells the time."""
-    with (folder / "logs" / stage / "metrics.csv").open(newline="") as file:
-        return [{n: v for n, v in row.items() if n != "images/s"} for row in csv.DictReader(file)]
-
-
-def weights(path):
-    return torch.load(path, weights_only=True)["state_dict"]
-
-
-def same_weights(one, other):
-    one, other = weights(one), weights(other)
-    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
 def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path):

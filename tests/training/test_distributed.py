@@ -13,9 +13,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.multiprocessing as mp
-from conftest import ROOT, SMALL
+from conftest import ROOT, SMALL, rows, same_weights, steps_done, wait_until
 from pytorch_lightning.callbacks import Callback
-from test_resume import rows, same_weights, steps_done, wait_until
 
 from agglomerator import Agglomerator
 from agglomerator.config import Settings

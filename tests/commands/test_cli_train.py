@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run_program, small_run
+from conftest import ROOT, run_program, small_run, weights
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -20,10 +20,6 @@ def metrics(folder, stage="contrastive"):
         name: [(int(row["step"]), float(row[name])) for row in rows if row[name]]
         for name in rows[0]
     }
-
-
-def weights(path):
-    return torch.load(path, weights_only=True)["state_dict"]
 
 
 def changed(before, after):

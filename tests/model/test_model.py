@@ -9,7 +9,7 @@ from agglomerator import Agglomerator
 from agglomerator.config import Settings, UserError
 from agglomerator.training.losses import supervised_contrastive_loss
 
-REFERENCES = sorted((Path(__file__).parent / "reference").glob("*.pt"))
+REFERENCES = sorted((Path(__file__).parents[1] / "reference").glob("*.pt"))
 
 # Levels, iterations, patches, radius, state that feeds the head and the three grids, in mixture.
 CONFIGURATIONS = {
