@@ -35,6 +35,7 @@ SMALL = (
     "--patch_dim=16",
     "--contr_dim=32",
     "--batch_size=32",
+    "--accelerator=cpu",
     "--learning_rate=0.005",
     "--logger=none",
 )
@@ -42,7 +43,7 @@ SMALL = (
 
 SMALL_SETTINGS = dict(
     dataset="digits", image_size=16, conv_image_size=4, n_channels=1, patch_dim=16, contr_dim=32,
-    batch_size=32, learning_rate=0.005, logger="none",
+    batch_size=32, learning_rate=0.005, logger="none", accelerator="cpu",
 )  # fmt: skip
 
 
@@ -100,20 +101,25 @@ def run_main(*flags, ok=True, environment=()):
     process itself. An error that would leave a traceback is raised."""
     import main
     from agglomerator import cli
+    from agglomerator.data import registry
 
     words = ["src/main.py", *map(str, flags)]
     if "patch_dim" not in cli.FLAGS:
         cli.define()
     cli.FLAGS.unparse_flags()
+    # What CUDA once finds hidden it never finds again in a process.
+    here = {n: v for n, v in ENVIRONMENT.items() if n != "CUDA_VISIBLE_DEVICES"}
+    here |= {n: v for n, v in os.environ.items() if n == "CUDA_VISIBLE_DEVICES"}
     stdout, stderr, status = io.StringIO(), io.StringIO(), 0
     try:
         with (
             contextlib.redirect_stdout(stdout),
             contextlib.redirect_stderr(stderr),
             contextlib.chdir(ROOT),
-            mock.patch.dict(os.environ, ENVIRONMENT | dict(environment), clear=True),
+            mock.patch.dict(os.environ, here | dict(environment), clear=True),
             mock.patch.object(sys, "argv", words),
             mock.patch.object(cli, "define"),  # once is enough
+            mock.patch.dict(registry._READ, clear=True),  # a process has read nothing yet
         ):
             main.main(main.parse(words))
     except SystemExit as end:

@@ -20,7 +20,7 @@ import pytest
 import safetensors.torch
 import torch
 from absl.flags import FLAGS
-from conftest import ROOT, SMALL, contents, run_program
+from conftest import ROOT, SMALL, contents, run_main
 from PIL import Image
 
 from agglomerator import cli
@@ -171,6 +171,7 @@ def changed(content, at, value):
     return content
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints(trained, tmp_path):
     draw, path, whole = random.Random(1), tmp_path / "x.ckpt", trained[1].read_bytes()
     assert refused(draw, path, whole, use, path, times=150) > 100
@@ -196,6 +197,7 @@ def save_safetensors(content, path):
 
 
 @pytest.mark.parametrize("save", [save_legacy, save_safetensors])
+@pytest.mark.slow
 def test_damaged_checkpoints_of_other_formats(trained, tmp_path, save):
     draw, path = random.Random(9), tmp_path / "x.ckpt"
     save(torch.load(trained[1], weights_only=True), path)
@@ -263,6 +265,7 @@ def test_results_that_are_not_finite_are_no_figures(trained, tmp_path):
     assert not list(tmp_path.rglob("test_*.json"))
 
 
+@pytest.mark.slow
 def test_checkpoints_with_values_of_other_kinds(trained, tmp_path):
     draw, path = random.Random(2), tmp_path / "x.ckpt"
     whole = torch.load(trained[1], weights_only=True)
@@ -278,6 +281,7 @@ def test_checkpoints_with_values_of_other_kinds(trained, tmp_path):
     assert 0 < succeeded < 400
 
 
+@pytest.mark.slow
 def test_going_on_from_values_of_other_kinds(trained, tmp_path):
     settings, path = trained
     draw, whole = random.Random(3), torch.load(path, weights_only=True)
@@ -423,6 +427,7 @@ def test_damaged_smallnorb(tmp_path, packed):
         assert not attempt(read_all, settings)
 
 
+@pytest.mark.slow
 def test_packed_matrix_that_unpacks_to_more_than_smallnorb(tmp_path):
     path = tmp_path / "bomb.mat.gz"
     with gzip.open(path, "wb", 1) as file:
@@ -511,7 +516,7 @@ def test_program_refuses_in_one_line_and_loses_nothing(trained, tmp_path, what):
     (tmp_path / "MNIST" / "raw").mkdir(parents=True)
     (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(bytes(range(99)))
     before = contents(output / "tiny" / "checkpoints")
-    result = run_program(
+    result = run_main(
         *SMALL,
         *(f"--{name}={value}" for name, value in TINY.items()),
         "--exp_name=tiny",

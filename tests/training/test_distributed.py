@@ -23,6 +23,7 @@ from agglomerator.training.module import LitAgglomerator
 from agglomerator.training.trainer import build_trainer, quiet_libraries
 from agglomerator.util import distributed
 
+pytestmark = pytest.mark.slow
 STEPS = 20
 SETTINGS = Settings(
     dataset="digits",
@@ -145,7 +146,7 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path, stage):
 @contextlib.contextmanager
 def launch(folder, *launcher, environment=(), **options):
     """The program started on two processes, of which none is left in the end."""
-    flags = *SMALL, "--accelerator=cpu", "--exp_name=two", f"--output_dir={folder}"
+    flags = *SMALL, "--exp_name=two", f"--output_dir={folder}"
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | dict(environment)
     command = [sys.executable, *launcher, *flags, *(f"--{n}={v}" for n, v in options.items())]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
