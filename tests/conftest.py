@@ -102,6 +102,7 @@ def run_main(*flags, ok=True, environment=()):
     import main
     from agglomerator import cli
     from agglomerator.data import registry
+    from agglomerator.islands.live_view import WINDOW
 
     words = ["src/main.py", *map(str, flags)]
     if "patch_dim" not in cli.FLAGS:
@@ -119,7 +120,9 @@ def run_main(*flags, ok=True, environment=()):
             mock.patch.dict(os.environ, here | dict(environment), clear=True),
             mock.patch.object(sys, "argv", words),
             mock.patch.object(cli, "define"),  # once is enough
-            mock.patch.dict(registry._READ, clear=True),  # a process has read nothing yet
+            # A process begins without data and without a window.
+            mock.patch.dict(registry._READ, clear=True),
+            mock.patch.multiple(WINDOW, wanted=False, process=None),
         ):
             main.main(main.parse(words))
     except SystemExit as end:

@@ -252,7 +252,7 @@ def test_page_shows_the_picture_anew_and_ends_with_its_training(tmp_path, pictur
     with program(picture, "webagg") as page:
         said = page.stdout.readline()
         address = said.split("http://")[1].split()[0]
-        for _ in range(50):
+        for _ in range(600):
             try:
                 html = urllib.request.urlopen(f"http://{address}/1", timeout=10).read().decode()
                 break
