@@ -20,7 +20,7 @@ import pytest
 import safetensors.torch
 import torch
 from absl.flags import FLAGS
-from conftest import ROOT, SMALL, contents, run_main
+from conftest import ROOT, SMALL, contents, run_main, weights
 from PIL import Image
 
 from agglomerator import cli
@@ -273,12 +273,20 @@ def test_checkpoints_with_values_of_other_kinds(trained, tmp_path):
     everywhere = [
         at for at in places(whole) if at[0] in ("state_dict", "hyper_parameters", "epoch")
     ]
-    succeeded = 0
     for _ in range(500):
-        value = draw.choice([*NUMBERS, *TENSORS, REMOVED])
-        draw.choice(savers)(changed(whole, draw.choice(everywhere), value), path)
-        succeeded += attempt(use, path)
-    assert 0 < succeeded < 400
+        value, save = draw.choice([*NUMBERS, *TENSORS, REMOVED]), draw.choice(savers)
+        at = draw.choice(everywhere)
+        save(changed(whole, at, value), path)
+        succeeded = attempt(use, path)
+        if at[0] == "epoch":  # nobody reads it
+            assert succeeded, value
+        elif at[0] == "state_dict" and "num_batches_tracked" not in at[1]:
+            assert succeeded == fits(value, whole["state_dict"][at[1]]), (at, value)
+
+
+def fits(value, weight):
+    """Whether a value can take the place of a weight."""
+    return isinstance(value, torch.Tensor) and value.shape == weight.shape
 
 
 @pytest.mark.slow
@@ -294,12 +302,18 @@ def test_going_on_from_values_of_other_kinds(trained, tmp_path):
     )
     states = [at for at in places(whole) if at[0] not in ("state_dict", "hyper_parameters")]
     by_part = {part: [at for at in states if at[0] == part] for part in {at[0] for at in states}}
-    succeeded = 0
+    last = tmp_path / "tiny" / "checkpoints" / "last.ckpt"
     for _ in range(80):
         at = draw.choice(by_part[draw.choice(sorted(by_part))])
-        torch.save(changed(whole, at, draw.choice([*NUMBERS, *TENSORS[:5], REMOVED])), hostile)
-        succeeded += attempt(run.train, going_on, {"dataset"})
-    assert 0 < succeeded < 80
+        value = draw.choice([*NUMBERS, *TENSORS[:5], REMOVED])
+        torch.save(changed(whole, at, value), hostile)
+        succeeded = attempt(run.train, going_on, {"dataset"})
+        if at[0] in ("hparams_name", "began_from"):  # notes, by which nothing is computed
+            assert succeeded, (at, value)
+        elif at[0] in ("pytorch-lightning_version", "epoch_so_far"):
+            assert not succeeded, (at, value)
+        if succeeded and last.is_file():
+            assert all(x.isfinite().all() for x in weights(last).values()), (at, value)
 
 
 def test_archive_that_unpacks_to_more_than_the_memory(trained, tmp_path):

@@ -115,6 +115,7 @@ def test_command_line(root, name, tmp_path):
         "--max_epochs=1",
         "--logger=none",
     )
+    assert (tmp_path / "out" / name / "checkpoints" / "best.ckpt").is_file()
 
 
 def test_colour_arrays_become_channels_first():
