@@ -100,12 +100,16 @@ class WatchSteps(Callback):
     """Allows no operation of a step to wait, from the batch to the optimizer; ends the training
     before its first epoch does, whose figures are read."""
 
+    def __init__(self):
+        self.guard = contextlib.ExitStack()
+
     def on_train_batch_start(self, *_):
-        self.guard = on_one_device()
-        self.guard.__enter__()
+        self.guard.enter_context(on_one_device())
 
     def on_train_batch_end(self, *_):
-        self.guard.__exit__(None, None, None)
+        self.guard.close()
+
+    on_exception = on_train_batch_end
 
     def on_train_epoch_end(self, *_):
         raise Done
