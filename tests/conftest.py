@@ -103,6 +103,7 @@ def run_main(*flags, ok=True, environment=()):
     from agglomerator import cli
     from agglomerator.data import registry
     from agglomerator.islands.live_view import WINDOW
+    from agglomerator.runs import record
 
     words = ["src/main.py", *map(str, flags)]
     if "patch_dim" not in cli.FLAGS:
@@ -129,6 +130,8 @@ def run_main(*flags, ok=True, environment=()):
         status = end.code
     finally:
         cli.FLAGS.unparse_flags()
+        while record._HELD:  # the run's folder is free again, as at the end of a process
+            record._HELD.popitem()[1].close()
     result = Result(status, stdout.getvalue(), stderr.getvalue())
     assert (status == 0) == ok, result
     return result
