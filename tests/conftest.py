@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -121,7 +122,8 @@ def run_main(*flags, ok=True, environment=()):
             mock.patch.dict(os.environ, here | dict(environment), clear=True),
             mock.patch.object(sys, "argv", words),
             mock.patch.object(cli, "define"),  # once is enough
-            # A process begins without data and without a window.
+            # A process begins without data and window, and looks for the way to the internet.
+            mock.patch.object(urllib.request, "_opener", None),
             mock.patch.dict(registry._READ, clear=True),
             mock.patch.multiple(WINDOW, wanted=False, process=None),
         ):
