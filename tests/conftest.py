@@ -4,14 +4,18 @@ The runs train on scikit-learn's digits, tiny networks for a few batches.
 """
 
 import contextlib
+import csv
 import io
 import os
 import resource
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 # Two test processes on two cores: more threads would only get in each other's way.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -32,6 +36,7 @@ SMALL = (
     "--patch_dim=16",
     "--contr_dim=32",
     "--batch_size=32",
+    "--accelerator=cpu",
     "--learning_rate=0.005",
     "--logger=none",
 )
@@ -39,7 +44,7 @@ SMALL = (
 
 SMALL_SETTINGS = dict(
     dataset="digits", image_size=16, conv_image_size=4, n_channels=1, patch_dim=16, contr_dim=32,
-    batch_size=32, learning_rate=0.005, logger="none",
+    batch_size=32, learning_rate=0.005, logger="none", accelerator="cpu",
 )  # fmt: skip
 
 
@@ -92,22 +97,51 @@ def run_program(*flags, ok=True, environment=(), limits=()):
     return Result(done.returncode, done.stdout, done.stderr)
 
 
-def run_words(*words):
-    """Run the program with these flags in this process, which is quick; returns what it says."""
+def run_main(*flags, ok=True, environment=()):
+    """What `run_program` does, in this process, which saves seconds: for what is no matter of the
+    process itself. An error that would leave a traceback is raised."""
+    import main
     from agglomerator import cli
-    from agglomerator.commands import run
+    from agglomerator.data import registry
+    from agglomerator.islands.live_view import WINDOW
+    from agglomerator.runs import record
 
-    FLAGS = cli.FLAGS
-    if "patch_dim" not in FLAGS:
+    words = ["src/main.py", *map(str, flags)]
+    if "patch_dim" not in cli.FLAGS:
         cli.define()
-    FLAGS.unparse_flags()
-    said = io.StringIO()
+    cli.FLAGS.unparse_flags()
+    # What CUDA once finds hidden it never finds again in a process.
+    here = {n: v for n, v in ENVIRONMENT.items() if n != "CUDA_VISIBLE_DEVICES"}
+    here |= {n: v for n, v in os.environ.items() if n == "CUDA_VISIBLE_DEVICES"}
+    stdout, stderr, status = io.StringIO(), io.StringIO(), 0
     try:
-        with contextlib.redirect_stdout(said):
-            run.run(*cli.parse(["src/main.py", *map(str, words)]))
+        with (
+            contextlib.redirect_stdout(stdout),
+            contextlib.redirect_stderr(stderr),
+            contextlib.chdir(ROOT),
+            mock.patch.dict(os.environ, here | dict(environment), clear=True),
+            mock.patch.object(sys, "argv", words),
+            mock.patch.object(cli, "define"),  # once is enough
+            # A process begins without data and window, and looks for the way to the internet.
+            mock.patch.object(urllib.request, "_opener", None),
+            mock.patch.dict(registry._READ, clear=True),
+            mock.patch.multiple(WINDOW, wanted=False, process=None),
+        ):
+            main.main(main.parse(words))
+    except SystemExit as end:
+        status = end.code
     finally:
-        FLAGS.unparse_flags()
-    return said.getvalue()
+        cli.FLAGS.unparse_flags()
+        while record._HELD:  # the run's folder is free again, as at the end of a process
+            record._HELD.popitem()[1].close()
+    result = Result(status, stdout.getvalue(), stderr.getvalue())
+    assert (status == 0) == ok, result
+    return result
+
+
+def run_words(*words):
+    """What the program says when it is run in this process with these flags."""
+    return run_main(*words).stdout
 
 
 def run_here(**flags):
@@ -118,11 +152,56 @@ def run_here(**flags):
     run(Settings(**flags), set(flags))
 
 
-def small_run(folder, *flags):
-    """A run of the small settings with a fresh output folder."""
-    result = run_program(*SMALL, f"--output_dir={folder}", *flags)
+def small_run(folder, *flags, program=run_main):
+    """A run of the small settings with a fresh output folder, in this process unless `program` is
+    `run_program`."""
+    result = program(*SMALL, f"--output_dir={folder}", *flags)
     result.output = folder
     return result
+
+
+def contents(folder):
+    """The contents of all files below a folder."""
+    return {path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def rows(folder, stage="contrastive"):
+    """Rows of a run's metrics.csv, without the column that tells the time."""
+    with (folder / "logs" / stage / "metrics.csv").open(newline="") as file:
+        return [{n: v for n, v in row.items() if n != "images/s"} for row in csv.DictReader(file)]
+
+
+def weights(path):
+    """The weights of a checkpoint, name to tensor."""
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def same_weights(one, other):
+    """Whether two checkpoints hold the same weights, to the bit."""
+    one, other = weights(one), weights(other)
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def steps_done(folder):
+    """Steps of both stages that are safe in last.ckpt, and whether an epoch is in its middle."""
+    total, middle = 0, False
+    for prefix in ("", "supervised_"):
+        path = folder / "checkpoints" / f"{prefix}last.ckpt"
+        if path.is_file():
+            last = torch.load(path, weights_only=True)
+            total += last["global_step"]
+            progress = last["loops"]["fit_loop"]["epoch_progress"]["current"]
+            middle = progress["processed"] < progress["started"]
+    return total, middle
+
+
+def wait_until(condition, process, seconds=120):
+    """Wait for what a process brings about, which must not end before."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")

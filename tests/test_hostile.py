@@ -20,9 +20,8 @@ import pytest
 import safetensors.torch
 import torch
 from absl.flags import FLAGS
-from conftest import ROOT, SMALL, run_program
+from conftest import ROOT, SMALL, contents, run_main, weights
 from PIL import Image
-from test_cli_errors import contents
 
 from agglomerator import cli
 from agglomerator.commands import run
@@ -174,6 +173,7 @@ def changed(content, at, value):
     return content
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints(trained, tmp_path):
     draw, path, whole = random.Random(1), tmp_path / "x.ckpt", trained[1].read_bytes()
     assert refused(draw, path, whole, use, path, times=150) > 100
@@ -199,6 +199,7 @@ def save_safetensors(content, path):
 
 
 @pytest.mark.parametrize("save", [save_legacy, save_safetensors])
+@pytest.mark.slow
 def test_damaged_checkpoints_of_other_formats(trained, tmp_path, save):
     draw, path = random.Random(9), tmp_path / "x.ckpt"
     save(torch.load(trained[1], weights_only=True), path)
@@ -266,6 +267,7 @@ def test_results_that_are_not_finite_are_no_figures(trained, tmp_path):
     assert not list(tmp_path.rglob("test_*.json"))
 
 
+@pytest.mark.slow
 def test_checkpoints_with_values_of_other_kinds(trained, tmp_path):
     draw, path = random.Random(2), tmp_path / "x.ckpt"
     whole = torch.load(trained[1], weights_only=True)
@@ -273,14 +275,25 @@ def test_checkpoints_with_values_of_other_kinds(trained, tmp_path):
     everywhere = [
         at for at in places(whole) if at[0] in ("state_dict", "hyper_parameters", "epoch")
     ]
-    succeeded = 0
     for _ in range(500):
-        value = draw.choice([*NUMBERS, *TENSORS, REMOVED])
-        draw.choice(savers)(changed(whole, draw.choice(everywhere), value), path)
-        succeeded += attempt(use, path)
-    assert 0 < succeeded < 400
+        value, save = draw.choice([*NUMBERS, *TENSORS, REMOVED]), draw.choice(savers)
+        at = draw.choice(everywhere)
+        save(changed(whole, at, value), path)
+        succeeded = attempt(use, path)
+        if at[0] == "epoch":  # nobody reads it
+            assert succeeded, value
+        elif at == ("state_dict",):
+            assert not succeeded, value
+        elif at[0] == "state_dict" and "num_batches_tracked" not in at[1]:
+            assert succeeded == fits(value, whole["state_dict"][at[1]]), (at, value)
 
 
+def fits(value, weight):
+    """Whether a value can take the place of a weight."""
+    return isinstance(value, torch.Tensor) and value.shape == weight.shape
+
+
+@pytest.mark.slow
 def test_going_on_from_values_of_other_kinds(trained, tmp_path):
     settings, path = trained
     draw, whole = random.Random(3), torch.load(path, weights_only=True)
@@ -293,12 +306,18 @@ def test_going_on_from_values_of_other_kinds(trained, tmp_path):
     )
     states = [at for at in places(whole) if at[0] not in ("state_dict", "hyper_parameters")]
     by_part = {part: [at for at in states if at[0] == part] for part in {at[0] for at in states}}
-    succeeded = 0
+    last = tmp_path / "tiny" / "checkpoints" / "last.ckpt"
     for _ in range(80):
         at = draw.choice(by_part[draw.choice(sorted(by_part))])
-        torch.save(changed(whole, at, draw.choice([*NUMBERS, *TENSORS[:5], REMOVED])), hostile)
-        succeeded += attempt(run.train, going_on, {"dataset"})
-    assert 0 < succeeded < 80
+        value = draw.choice([*NUMBERS, *TENSORS[:5], REMOVED])
+        torch.save(changed(whole, at, value), hostile)
+        succeeded = attempt(run.train, going_on, {"dataset"})
+        if at[0] in ("hparams_name", "began_from"):  # notes, by which nothing is computed
+            assert succeeded, (at, value)
+        elif at[0] in ("pytorch-lightning_version", "epoch_so_far"):
+            assert not succeeded, (at, value)
+        if succeeded and last.is_file():
+            assert all(x.isfinite().all() for x in weights(last).values()), (at, value)
 
 
 def test_archive_that_unpacks_to_more_than_the_memory(trained, tmp_path):
@@ -426,6 +445,7 @@ def test_damaged_smallnorb(tmp_path, packed):
         assert not attempt(read_all, settings)
 
 
+@pytest.mark.slow
 def test_packed_matrix_that_unpacks_to_more_than_smallnorb(tmp_path):
     path = tmp_path / "bomb.mat.gz"
     with gzip.open(path, "wb", 1) as file:
@@ -514,7 +534,7 @@ def test_program_refuses_in_one_line_and_loses_nothing(trained, tmp_path, what):
     (tmp_path / "MNIST" / "raw").mkdir(parents=True)
     (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(bytes(range(99)))
     before = contents(output / "tiny" / "checkpoints")
-    result = run_program(
+    result = run_main(
         *SMALL,
         *(f"--{name}={value}" for name, value in TINY.items()),
         "--exp_name=tiny",

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_program
+from conftest import ROOT, run_main
 
 from agglomerator import Agglomerator
 from agglomerator.config import FIELDS, Settings
@@ -155,6 +155,7 @@ def test_partwhole_sizes():
         registry.read_split(s, "train")
 
 
+@pytest.mark.slow
 def test_command_line_partwhole(tmp_path):
     flags = (
         "--flagfile=config/config_PartWhole.cfg",
@@ -167,5 +168,5 @@ def test_command_line_partwhole(tmp_path):
         "--max_epochs=1",
         "--logger=none",
     )
-    said = run_program(*flags).stdout
+    said = run_main(*flags).stdout
     assert "PartWhole: 64 of 16000 images to train on, 64 of 4000 to validate" in said

@@ -77,8 +77,13 @@ class LitAgglomerator(LightningModule):
             accuracy = self.metrics.train_accuracy
             accuracy(logits, labels)
             self.log("train_acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
-        self._log_step("train_loss", loss, prog_bar=True)
+        # Lightning reads what a progress bar may show after every step, bar or no bar.
+        self._log_step("train_loss", loss, prog_bar=self._has_bar)
         return loss
+
+    @property
+    def _has_bar(self):
+        return self._trainer is not None and self.trainer.progress_bar_callback is not None
 
     def _log_step(self, name, value, **options):
         """Log the mean over processes of a scalar, for this step and over the epoch."""

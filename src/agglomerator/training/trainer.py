@@ -10,6 +10,7 @@ from datetime import timedelta
 from urllib.parse import urlsplit
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.strategies.launchers import subprocess_script
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
@@ -147,7 +148,8 @@ def has_wandb_account():
 
 
 class Pace(Callback):
-    """Logs the learning rate of each step, and images trained per second over the epoch so far."""
+    """Logs the learning rate of each step, and images trained per second over the epoch so far: as
+    tensors on the CPU, since to put a number on an accelerator is to wait for it."""
 
     def __init__(self, batch_size):
         self.batch_size = batch_size
@@ -157,12 +159,12 @@ class Pace(Callback):
         if batch_idx == 0 or self.first is None:  # a resumed run may begin within an epoch
             self.first, self.began = batch_idx, time.perf_counter()
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        module.log("learning_rate", rate, on_step=True, on_epoch=False)
+        module.log("learning_rate", torch.tensor(rate), on_step=True, on_epoch=False)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         images = (batch_idx + 1 - self.first) * self.batch_size * trainer.world_size
         rate = images / (time.perf_counter() - self.began)
-        module.log("images/s", rate, on_step=True, on_epoch=False, prog_bar=True)
+        module.log("images/s", torch.tensor(rate), on_step=True, on_epoch=False, prog_bar=True)
 
 
 class Progress(TQDMProgressBar):

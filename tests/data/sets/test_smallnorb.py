@@ -4,7 +4,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from conftest import run_program
+from conftest import run_main
 
 from agglomerator.config import Settings
 from agglomerator.data import registry
@@ -155,15 +155,15 @@ def test_command_line(root, tmp_path):
         "--max_epochs=1",
         "--logger=none",
     )
-    assert "96 images to train on, 24 to validate" in run_program(*flags).stdout
+    assert "96 images to train on, 24 to validate" in run_main(*flags).stdout
     (root / "smallNORB" / NAMES[True].format("dat")).write_bytes(b"short")
-    said = run_program(*flags, ok=False).stderr
+    said = run_main(*flags, ok=False).stderr
     assert "training-dat.mat" in said and said.startswith("error: ") and said.count("\n") == 1
 
 
 def test_command_line_without_files_and_internet(tmp_path):
     nowhere = tmp_path / "nowhere"
     flags = "--dataset=smallNORB", f"--data_dir={nowhere}", "--n_channels=1"
-    said = run_program(*flags, f"--output_dir={tmp_path}", ok=False).stderr
+    said = run_main(*flags, f"--output_dir={tmp_path}", ok=False).stderr
     assert f"into {nowhere / 'smallNORB'}" in said and said.count("\n") == 1
     assert not list(nowhere.rglob("*"))

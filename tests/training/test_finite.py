@@ -3,7 +3,7 @@ import re
 
 import pytest
 import torch
-from conftest import SMALL, run_program
+from conftest import SMALL, run_main, run_program
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.plugins import MixedPrecision
@@ -144,10 +144,14 @@ def test_scale_that_comes_to_an_end_is_a_fault(module, tmp_path):
         trainer.fit(module, datamodule=module.data)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_program_ends_with_one_line(tmp_path, processes):
-    flags = "--learning_rate=1e35", "--exp_name=high", "--accelerator=cpu", f"--devices={processes}"
-    result = run_program(*SMALL, *flags, f"--output_dir={tmp_path}", ok=False)
+@pytest.mark.parametrize(
+    "processes, program",
+    [(1, run_main), pytest.param(2, run_program, marks=pytest.mark.slow)],
+    ids=["one process", "two"],
+)
+def test_program_ends_with_one_line(tmp_path, processes, program):
+    flags = "--learning_rate=1e35", "--exp_name=high", f"--devices={processes}"
+    result = program(*SMALL, *flags, f"--output_dir={tmp_path}", ok=False)
     assert result.status == 2
     assert re.fullmatch(r"error: step 2 \(epoch 1, learning rate \S+\): .*\n", result.stderr)
     assert not list(tmp_path.rglob("*.ckpt"))

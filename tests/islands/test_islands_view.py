@@ -176,12 +176,14 @@ def press_q(window, environment):
     assert window.wait(timeout=30) == 0
 
 
+@pytest.mark.slow
 def test_window_opens_and_ends_in_order_when_it_is_closed(picture, display):
     with program(picture, "tkagg", display) as window:
         press_q(window, display)
         assert window.stdout.read() == ""
 
 
+@pytest.mark.slow
 def test_window_outlives_a_training_that_bids_it_stay(picture, display):
     with program(picture, "tkagg", display) as window:
         window.stdin.write(json.dumps({"stay": False}) + "\n")
@@ -193,6 +195,7 @@ def test_window_outlives_a_training_that_bids_it_stay(picture, display):
 
 
 @pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.slow
 def test_page_stays_while_somebody_waits(picture, waits):
     with program(picture, "webagg") as page:
         assert "http://" in page.stdout.readline()
@@ -204,6 +207,7 @@ def test_page_stays_while_somebody_waits(picture, waits):
         assert page.wait(timeout=30) == 0
 
 
+@pytest.mark.slow
 def test_a_run_in_the_foreground_of_a_terminal_waits_for_ctrl_c(picture):
     code = (
         "import sys; from pathlib import Path; from agglomerator.islands.live_view import Window; "
@@ -250,7 +254,7 @@ def test_page_shows_the_picture_anew_and_ends_with_its_training(tmp_path, pictur
     with program(picture, "webagg") as page:
         said = page.stdout.readline()
         address = said.split("http://")[1].split()[0]
-        for _ in range(50):
+        for _ in range(600):
             try:
                 html = urllib.request.urlopen(f"http://{address}/1", timeout=10).read().decode()
                 break

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import run_program
+from conftest import run_main
 from torchvision import datasets
 
 from agglomerator.config import Settings
@@ -106,7 +106,7 @@ def test_label_out_of_range(root, name):
 
 
 def test_command_line(root, name, tmp_path):
-    run_program(
+    run_main(
         f"--flagfile=config/config_{name}.cfg",
         f"--data_dir={root}",
         f"--output_dir={tmp_path / 'out'}",
@@ -116,6 +116,7 @@ def test_command_line(root, name, tmp_path):
         "--max_epochs=1",
         "--logger=none",
     )
+    assert (tmp_path / "out" / name / "checkpoints" / "best.ckpt").is_file()
 
 
 def test_colour_arrays_become_channels_first():
@@ -142,7 +143,7 @@ def test_cifar_file_with_a_wrong_checksum(tmp_path, cifar):
 def test_no_files_and_no_internet(tmp_path, cifar):
     nowhere = tmp_path / "nowhere"
     flags = f"--dataset={cifar}", f"--data_dir={nowhere}", f"--output_dir={tmp_path}"
-    said = run_program(*flags, "--patch_dim=8", "--contr_dim=8", ok=False).stderr
+    said = run_main(*flags, "--patch_dim=8", "--contr_dim=8", ok=False).stderr
     assert "data_batch_1" in said and str(nowhere / "cifar-10-batches-py") in said
     assert said.startswith("error: ") and said.count("\n") == 1
     assert not list(nowhere.rglob("*"))

@@ -1,6 +1,5 @@
 """Runs that are killed and gone on with end as if nothing had happened."""
 
-import csv
 import json
 import math
 import os
@@ -16,9 +15,22 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ENVIRONMENT, ROOT, SMALL, run_program, run_words, small_run
+from conftest import (
+    ENVIRONMENT,
+    ROOT,
+    SMALL,
+    contents,
+    rows,
+    run_main,
+    run_program,
+    run_words,
+    same_weights,
+    small_run,
+    steps_done,
+    wait_until,
+    weights,
+)
 from PIL import Image
-from test_cli_errors import contents
 
 from agglomerator.commands import report
 from agglomerator.hierarchy import figures
@@ -44,42 +56,7 @@ def with_fault(fault):
     return "-c", f"{lines}\nimport main\nmain.app.run(main.main, flags_parser=main.parse)"
 
 
-def steps_done(folder):
-    """Steps of both stages that are safe in last.ckpt, and whether an epoch is in its middle."""
-    total, middle = 0, False
-    for prefix in STAGES.values():
-        path = folder / "checkpoints" / f"{prefix}last.ckpt"
-        if path.is_file():
-            last = torch.load(path, weights_only=True)
-            total += last["global_step"]
-            progress = last["loops"]["fit_loop"]["epoch_progress"]["current"]
-            middle = progress["processed"] < progress["started"]
-    return total, middle
-
-
-def wait_until(condition, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def rows(folder, stage):
-    """Rows of metrics.csv, without the column that tells the time."""
-    with (folder / "logs" / stage / "metrics.csv").open(newline="") as file:
-        return [{n: v for n, v in row.items() if n != "images/s"} for row in csv.DictReader(file)]
-
-
-def weights(path):
-    return torch.load(path, weights_only=True)["state_dict"]
-
-
-def same_weights(one, other):
-    one, other = weights(one), weights(other)
-    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
-
-
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path):
     flags = [*SMALL, "--mode=all", "--exp_name=run", "--accumulate=2", "--max_epochs=4"]
     flags += ["--lr_speed=4", "--supervised_epochs=8", "--validate_every=2"]
@@ -134,6 +111,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path):
     assert parts[0]["packages"]["torch"] == torch.__version__.partition("+")[0]
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_nothing_and_is_told_in_one_line(tmp_path):
     flags = *SMALL, "--exp_name=full", "--max_epochs=2", "--lr_speed=2", "--limit_train=6"
     small_run(tmp_path, *flags[len(SMALL) :])
@@ -150,7 +128,7 @@ def test_a_full_disk_costs_nothing_and_is_told_in_one_line(tmp_path):
     assert {path: path.read_bytes() for path in (folder / "checkpoints").iterdir()} == kept
     assert json.loads((folder / "run.json").read_text())[-1]["outcome"]
 
-    run_program(*words)
+    run_main(*words)
     assert [row["epoch"] for row in rows(folder, "contrastive") if row["val_loss"]] == [
         "0",
         "1",
@@ -177,7 +155,7 @@ def test_a_signal_after_the_last_step_of_stage_one_ends_the_run_there(tmp_path):
     (line,) = (line for line in stdout.splitlines() if line.startswith("Stopped"))
     assert not stderr and not (tmp_path / "end" / "checkpoints" / "supervised_last.ckpt").exists()
     assert " --resume_training --mode=all" in line
-    result = run_program(*flags, "--resume_training")
+    result = run_main(*flags, "--resume_training")
     assert result.stdout.count("training: ") == 1 and "top-1" in result.stdout
 
 
@@ -185,7 +163,8 @@ def test_muon_goes_on_as_if_it_had_not_stopped(tmp_path):
     flags = "--exp_name=muon", "--optimizer=muon", "--lr_speed=2", "--limit_train=4"
     small_run(tmp_path / "whole", *flags, "--max_epochs=2")
     small_run(tmp_path, *flags, "--max_epochs=1")
-    small_run(tmp_path, *flags, "--max_epochs=2", "--resume_training")
+    going_on = "--max_epochs=2", "--resume_training"
+    small_run(tmp_path, *flags, *going_on, program=run_program)
     last = "muon/checkpoints/last.ckpt"
     assert same_weights(tmp_path / last, tmp_path / "whole" / last)
 
@@ -216,7 +195,7 @@ def test_going_on_from_before_the_end_keeps_what_was_later(tmp_path):
     assert rows(folder, "contrastive") == rows(kept, "contrastive") == all_rows
 
     before = last.read_bytes()
-    message = run_program(
+    message = run_main(
         *SMALL, f"--output_dir={tmp_path}", *flags, "--max_epochs=9", "--resume_training",
         "--optimizer=muon", ok=False,
     ).stderr  # fmt: skip
@@ -231,7 +210,7 @@ def test_weights_alone_are_refused_before_anything_is_moved(stage_one_checkpoint
     torch.save({name: whole[name] for name in names}, tmp_path / "weights.ckpt")
     flags = *SMALL, "--exp_name=small", f"--output_dir={tmp_path}", "--max_epochs=9"
     going_on = "--resume_training", f"--load_checkpoint_dir={tmp_path / 'weights.ckpt'}"
-    message = run_program(*flags, *going_on, ok=False).stderr
+    message = run_main(*flags, *going_on, ok=False).stderr
     assert message.startswith("error: --resume_training: ") and message.count("\n") == 1
     assert "weights alone" in message and not (folder / "earlier").exists()
 
@@ -288,8 +267,17 @@ def test_an_unnamed_run_is_called_as_the_data_set_of_its_checkpoint(stage_one_ch
     assert "--exp_name=digits" in line and [path.name for path in tmp_path.iterdir()] == ["digits"]
 
 
-@pytest.mark.parametrize("where", ["closed pipe", "/dev/full", "nowhere"])
-@pytest.mark.parametrize("what", ["--max_epochs=1", "--help"])
+@pytest.mark.parametrize(
+    "where, what",
+    [
+        ("closed pipe", "--help"),
+        ("/dev/full", "--help"),
+        ("nowhere", "--help"),
+        ("closed pipe", "--max_epochs=1"),
+        pytest.param("/dev/full", "--max_epochs=1", marks=pytest.mark.slow),
+        pytest.param("nowhere", "--max_epochs=1", marks=pytest.mark.slow),
+    ],
+)
 def test_output_that_nobody_takes_costs_nothing(tmp_path, where, what):
     flags = *SMALL, "--exp_name=mute", f"--output_dir={tmp_path}", "--limit_train=2", what
     if where == "closed pipe":
@@ -309,7 +297,7 @@ def test_output_that_nobody_takes_costs_nothing(tmp_path, where, what):
 
 LOST_WORKER = """
 import multiprocessing, threading, time
-from agglomerator.data import folder
+from agglomerator.data.sets import folder
 folder.MEMORY_SHARE = 0  # images are read when they are needed
 def kill():
     while not multiprocessing.active_children():
@@ -319,6 +307,7 @@ threading.Thread(target=kill, daemon=True).start()
 """
 
 
+@pytest.mark.slow
 def test_a_lost_process_that_reads_images_is_told_in_one_line(tmp_path):
     for split, name in ((s, n) for s in ("train", "test") for n in ("a", "b")):
         (tmp_path / split / name).mkdir(parents=True)
@@ -333,13 +322,14 @@ def test_a_lost_process_that_reads_images_is_told_in_one_line(tmp_path):
     assert "Stopped. " in stdout
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_name_at_once_do_not_meet(tmp_path):
     flags = [*SMALL, "--exp_name=one", f"--output_dir={tmp_path}", "--max_epochs=500"]
     first = start([*flags, "--checkpoint_every=0"])
     try:
         last = tmp_path / "one" / "checkpoints" / "last.ckpt"
         wait_until(last.is_file, first)
-        message = run_program(*flags, "--max_epochs=1", ok=False).stderr
+        message = run_main(*flags, "--max_epochs=1", ok=False).stderr
         assert message.startswith("error: --exp_name=one: ") and message.count("\n") == 1
         assert f"process {first.pid}" in message
         test = [*flags, "--mode=test", f"--load_checkpoint_dir={last}"]

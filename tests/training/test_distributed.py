@@ -13,9 +13,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.multiprocessing as mp
-from conftest import ROOT, SMALL
+from conftest import ROOT, SMALL, rows, same_weights, steps_done, wait_until
 from pytorch_lightning.callbacks import Callback
-from test_resume import rows, same_weights, steps_done, wait_until
 
 from agglomerator import Agglomerator
 from agglomerator.config import Settings
@@ -24,6 +23,7 @@ from agglomerator.training.module import LitAgglomerator
 from agglomerator.training.trainer import build_trainer, quiet_libraries
 from agglomerator.util import distributed
 
+pytestmark = pytest.mark.slow
 STEPS = 20
 SETTINGS = Settings(
     dataset="digits",
@@ -146,7 +146,7 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path, stage):
 @contextlib.contextmanager
 def launch(folder, *launcher, environment=(), **options):
     """The program started on two processes, of which none is left in the end."""
-    flags = *SMALL, "--accelerator=cpu", "--exp_name=two", f"--output_dir={folder}"
+    flags = *SMALL, "--exp_name=two", f"--output_dir={folder}"
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | dict(environment)
     command = [sys.executable, *launcher, *flags, *(f"--{n}={v}" for n, v in options.items())]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

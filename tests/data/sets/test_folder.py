@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import run_program
+from conftest import run_main
 from PIL import Image
 
 from agglomerator.config import Settings
@@ -372,7 +372,7 @@ def test_n_classes_follows(root):
 
 def test_command_line(root, tmp_path):
     flags = *TINY, f"--data_dir={root}", f"--output_dir={tmp_path / 'out'}", "--exp_name=mine"
-    run_program(*flags, "--mode=all", "--supervised_epochs=1")
+    run_main(*flags, "--mode=all", "--supervised_epochs=1")
     table = (tmp_path / "out" / "mine" / "confusion_supervised.csv").read_text()
     assert table.splitlines()[0].endswith("cat,dog")
 
@@ -388,7 +388,7 @@ def test_command_line_faults(root, tmp_path, fault, words, flags):
     if fault:
         fault(root)
     flags = *TINY, f"--data_dir={root}", f"--output_dir={tmp_path / 'out'}", *flags
-    said = run_program(*flags, ok=False).stderr
+    said = run_main(*flags, ok=False).stderr
     assert words in said and said.startswith("error: ") and said.count("\n") == 1
 
 

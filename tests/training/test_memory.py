@@ -12,6 +12,8 @@ from agglomerator.model.agglomerator import Agglomerator
 from agglomerator.training.module import LitAgglomerator
 from agglomerator.training.trainer import build_trainer
 
+pytestmark = pytest.mark.slow
+
 
 def live_tensors():
     gc.collect()

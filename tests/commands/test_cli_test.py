@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, run_program, run_words, save_published, small_run
+from conftest import SMALL, run_main, run_program, run_words, save_published, small_run
 from sklearn.datasets import load_digits
 
 from agglomerator import load_checkpoint
@@ -61,6 +61,7 @@ def test_test_of_the_classifier(stage_two_checkpoint, digits, tmp_path, flip):
         "--plot_islands",
         f"--test_time_flip={flip}",
         f"--load_checkpoint_dir={stage_two_checkpoint}",
+        program=run_main if flip else run_program,
     )
     record = check_record(tmp_path / "tested", "supervised", len(digits.test))
     assert f"{record['top1']:.2%}" in result.stdout

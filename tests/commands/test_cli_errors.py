@@ -3,7 +3,7 @@ import sys
 
 import pytest
 import torch
-from conftest import SMALL, run_program
+from conftest import SMALL, contents, run_main, run_program
 
 from agglomerator import Agglomerator
 
@@ -47,15 +47,12 @@ def output(tmp_path):
     return tmp_path / "output"
 
 
-def contents(folder):
-    return {path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def refuse(output, *flags, **options):
+def refuse(output, *flags, program=run_main, **options):
     """Run with flags that must be refused, nothing in output lost; returns the one line."""
     before = contents(output)
     flags = *SMALL, "--exp_name=small", f"--output_dir={output}", *flags
-    result = run_program(*flags, ok=False, **options)
+    result = program(*flags, ok=False, **options)
+    assert result.status == 2
     assert result.stderr.startswith("error: "), result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
     assert before <= contents(output)
@@ -87,17 +84,23 @@ def test_checkpoint_that_is_text(output, tmp_path):
 def test_first_run_of_a_user_says_one_line_too(output, tmp_path):
     # matplotlib and others fill their caches at home then, and like to say so.
     home = {"HOME": str(tmp_path / "home")}
-    assert "--dataset=digit" in refuse(output, "--dataset=digit", environment=home)
+    assert "--dataset=digit" in refuse(
+        output, "--dataset=digit", program=run_program, environment=home
+    )
 
 
+@pytest.mark.slow
 def test_compiling_without_a_compiler(output, tmp_path):
-    assert "--compile" in refuse(output, "--compile", environment={"PATH": str(tmp_path)})
+    nowhere = {"PATH": str(tmp_path)}
+    said = refuse(output, "--compile", program=run_program, environment=nowhere)
+    assert "--compile" in said
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is not kept elsewhere")
+@pytest.mark.slow
 def test_batch_larger_than_the_memory(output):
     flags = "--image_size=64", "--conv_image_size=32", "--patch_dim=4", "--head=grid"
     # The scores of 1024 columns against 1024 take 8 GiB for the 2 x 1024 views.
     limits = {resource.RLIMIT_AS: 8 * 2**30}
-    message = refuse(output, *flags, "--batch_size=1024", limits=limits)
+    message = refuse(output, *flags, "--batch_size=1024", program=run_program, limits=limits)
     assert "--batch_size=1024: out of memory; " in message

@@ -12,7 +12,7 @@ from agglomerator.model.columns import ColumnNet
 from agglomerator.training.losses import supervised_contrastive_loss
 from agglomerator.util.errors import UserError
 
-REFERENCES = sorted((Path(__file__).parent / "reference").glob("*.pt"))
+REFERENCES = sorted((Path(__file__).parents[1] / "reference").glob("*.pt"))
 
 # Levels, iterations, patches, radius, state that feeds the head and the three grids, in mixture.
 CONFIGURATIONS = {

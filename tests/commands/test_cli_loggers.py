@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_program, small_run
+from conftest import run_main, run_program, small_run
 
 SHORT = "--exp_name=logged", "--max_epochs=1", "--limit_train=10", "--limit_val=2"
 
@@ -52,6 +52,7 @@ def test_csv(tmp_path):
     check_metrics(tmp_path / "logged")
 
 
+@pytest.mark.slow
 def test_fashion_mnist_from_its_config_and_wandb_without_an_account(fashion_mnist, tmp_path):
     flags = (
         "--flagfile=config/config_FashionMNIST.cfg",
@@ -85,7 +86,7 @@ def test_data_file_that_is_cut_short(fashion_mnist, tmp_path):
     shutil.copytree(fashion_mnist, tmp_path / "data")
     path = tmp_path / "data" / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:5000])
-    result = run_program(
+    result = run_main(
         "--flagfile=config/config_FashionMNIST.cfg",
         f"--data_dir={tmp_path / 'data'}",
         f"--output_dir={tmp_path / 'output'}",

@@ -8,16 +8,23 @@ import contextlib
 import dataclasses
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loops import evaluation_loop, fit_loop
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
 
 from agglomerator import Agglomerator
 from agglomerator.config import Settings
 from agglomerator.data.module import ImageDataModule
 from agglomerator.training.module import LitAgglomerator
 from agglomerator.training.optim import Muon
+from agglomerator.training.trainer import Pace
 
 COPIES = torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default
 SETTINGS = Settings(
@@ -66,11 +73,8 @@ def module(request):
 
 def stage(settings):
     data = ImageDataModule(settings)
-    module = LitAgglomerator(Agglomerator(**dataclasses.asdict(settings)), settings, data).to(
-        "meta"
-    )
-    module.log = lambda *_, **__: None  # there is no Trainer
-    return module
+    model = Agglomerator(**dataclasses.asdict(settings))
+    return LitAgglomerator(model, settings, data).to("meta")
 
 
 def batch(n_channels=1, side=16):
@@ -85,6 +89,54 @@ def test_training_step(module):
     assert loss.device.type == "meta"
     learning = [p for p in module.parameters() if p.requires_grad]
     assert learning and all(p.grad.device.type == "meta" for p in learning)
+
+
+class OnMeta(CPUAccelerator):
+    def setup_device(self, device):
+        pass
+
+
+class WatchSteps(Callback):
+    """Allows no operation of a step to wait, from the batch to the optimizer; ends the training
+    before its first epoch does, whose figures are read."""
+
+    def __init__(self):
+        self.guard = contextlib.ExitStack()
+
+    def on_train_batch_start(self, *_):
+        self.guard.enter_context(on_one_device())
+
+    def on_train_batch_end(self, *_):
+        self.guard.close()
+
+    on_exception = on_train_batch_end
+
+    def on_train_epoch_end(self, *_):
+        raise Done
+
+
+class Done(Exception):
+    """The steps are made."""
+
+
+def test_steps_of_a_trainer_with_all_that_they_log(module, monkeypatch):
+    for loop in (fit_loop, evaluation_loop):  # Lightning would count the batches on the device
+        monkeypatch.setattr(loop, "has_len_all_ranks", lambda *_, **__: True)
+    monkeypatch.setattr(pl.Trainer, "_teardown", lambda self: None)  # takes the results back
+    learning = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(learning, lr=0.1)  # fused AdamW knows no meta device
+    monkeypatch.setattr(module, "configure_optimizers", lambda: optimizer)
+    trainer = pl.Trainer(
+        strategy=SingleDeviceStrategy(torch.device("meta"), accelerator=OnMeta()),
+        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[Pace(6), WatchSteps()],
+    )  # fmt: skip
+    batches = [tuple(torch.zeros_like(x, device="cpu") for x in batch())] * 3
+    with pytest.raises(Done):
+        trainer.fit(module, DataLoader(batches, batch_size=None))
+    assert trainer.global_step == 3
+    assert trainer.callback_metrics["train_loss"].device.type == "meta"
+    assert trainer.callback_metrics["learning_rate"] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(

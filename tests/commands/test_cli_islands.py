@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, run_program, small_run
+from conftest import SMALL, run_main, run_program, small_run
 from PIL import Image
 
 from agglomerator import load_checkpoint
@@ -39,6 +39,7 @@ def test_training_draws_logs_and_animates_islands(stage_one):
         assert {f"val_islands_{name}_{level}" for level in (0, 1)} <= set(header.split(","))
 
 
+@pytest.mark.slow
 def test_a_backend_that_is_not_there_does_not_stop_a_run(tmp_path):
     backend = "module://matplotlib_inline.backend_inline"
     flags = "--exp_name=n", "--max_epochs=1", "--limit_train=2", "--limit_val=1", "--plot_islands"
@@ -96,7 +97,7 @@ def test_islands_of_test_images_and_of_own_ones(stage_one_checkpoint, tmp_path):
 
 def test_own_images_that_cannot_be_drawn(stage_one_checkpoint, tmp_path):
     flags = *SMALL, f"--output_dir={tmp_path}", f"--load_checkpoint_dir={stage_one_checkpoint}"
-    said = run_program(*flags, "--mode=islands", f"--images={tmp_path}", ok=False).stderr
+    said = run_main(*flags, "--mode=islands", f"--images={tmp_path}", ok=False).stderr
     assert said == f"error: --images={tmp_path}: there is no image in it.\n"
     broken = tmp_path / "broken.png"
     broken.write_bytes(PNG)
@@ -117,5 +118,6 @@ def test_networks_that_come_with_the_project_look_at_own_images(name, tmp_path):
     pixels = np.random.default_rng(0).integers(255, size=(40, 40), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     flags = "--mode=islands", f"--load_checkpoint_dir=pretrained:{name}", f"--images={path}"
-    run_program(f"--flagfile=config/{CONFIGS[name]}", *flags, f"--output_dir={tmp_path}")
+    program = run_program if name == "FashionMNIST" else run_main
+    program(f"--flagfile=config/{CONFIGS[name]}", *flags, f"--output_dir={tmp_path}")
     assert list(tmp_path.glob("*/islands/images_iterations.png"))

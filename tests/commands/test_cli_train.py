@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run_program, small_run
+from conftest import ROOT, run_program, small_run, weights
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -20,10 +20,6 @@ def metrics(folder, stage="contrastive"):
         name: [(int(row["step"]), float(row[name])) for row in rows if row[name]]
         for name in rows[0]
     }
-
-
-def weights(path):
-    return torch.load(path, weights_only=True)["state_dict"]
 
 
 def changed(before, after):
@@ -197,6 +193,7 @@ def test_mode_all_runs_both_stages_and_the_test(tmp_path):
         "--limit_train=4",
         "--supervised_epochs=2",
         "--limit_test=2",
+        program=run_program,
     )
     assert epochs_said(result) == [1, 1, 2]
     assert "top-1" in result.stdout
@@ -207,6 +204,7 @@ def test_mode_all_runs_both_stages_and_the_test(tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="there is no compiler")
+@pytest.mark.slow
 def test_compiled_network_learns_and_its_checkpoint_is_like_any_other(tmp_path, stage_one):
     flags = "--compile", "--exp_name=compiled", "--iters=2", "--limit_train=2", "--limit_val=0"
     small_run(tmp_path, *flags, "--max_epochs=1", "--lr_speed=1")
