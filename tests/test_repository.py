@@ -44,7 +44,7 @@ def test_no_file_is_large(tracked):
 def test_readme_is_short_and_its_files_exist():
     text = (ROOT / "README.md").read_text()
     assert len(text.encode()) <= 16000
-    for path in re.findall(r"\b(?:img|config)/[\w./]+\w|\btests/\w+/\w+\.py", text):
+    for path in re.findall(r"\bimg/[\w./]+\w|\bconfig/\w+\.cfg|\btests/\w+/\w+\.py", text):
         assert (ROOT / path).is_file(), path
-    for path in re.findall(r"`((?:data|model|training|hierarchy)/[\w/]+(?:\.py)?)/?`", text):
+    for path in re.findall(r"`((?:config|data|model|training|hierarchy)/[\w/]+(?:\.py)?)/?`", text):
         assert (ROOT / "src" / "agglomerator" / path).exists(), path

@@ -33,8 +33,10 @@ from conftest import (
 from PIL import Image
 
 from agglomerator.commands import report
+from agglomerator.config import Settings
 from agglomerator.hierarchy import figures
 from agglomerator.runs import record
+from agglomerator.runs.folder import RunFolder
 from agglomerator.runs.resume import keep_metrics
 
 SIGNALS = [signal.SIGKILL] * 3 + [signal.SIGTERM] * 2 + [signal.SIGINT, signal.SIGUSR1]
@@ -358,13 +360,14 @@ def test_json_has_null_for_what_is_not_known(tmp_path):
     """NaN and Infinity, which Python would write, are no JSON."""
     unknown = {"a": np.nan, "b": [1.5, (np.float64("inf"), -math.inf)], "c": {"d": math.nan}}
     known = {"a": None, "b": [1.5, [None, None]], "c": {"d": None}}
-    counts = np.array([[1, 0], [0, 1]])
-    shown = {"dataset": "digits", "top1": 1.0, "images": 2}
-    report.write_test(tmp_path, "supervised", unknown | shown, counts, ["0", "1"])
-    figures.write(tmp_path, unknown, {})
-    record.write(tmp_path / "run.json", [unknown])
+    counts = [[1, 0], [0, 1]]
+    shown = {"dataset": "digits", "top1": 1.0, "images": 2, "confusion_matrix": counts}
+    folder = RunFolder(Settings(output_dir=str(tmp_path), exp_name="run", supervise=True))
+    report.write_test(folder, unknown | shown, ["0", "1"])
+    figures.write(folder, unknown, {})
+    record.write(folder.path / "run.json", [unknown])
     wanted = {"test_supervised": known | shown, "embedding": known, "run": [known]}
     for name, content in wanted.items():
-        assert json.loads((tmp_path / f"{name}.json").read_text(), parse_constant=pytest.fail) == (
-            content
-        )
+        assert json.loads(
+            (folder.path / f"{name}.json").read_text(), parse_constant=pytest.fail
+        ) == (content)

@@ -100,7 +100,7 @@ def freeze(settings, given):
     record = hierarchy_scores.record_of(settings, settings.stage, name, *arrays, data, by) | made
     points, figures = hierarchy_figures.draw(*arrays[:2], record["scores"], settings, data)
     say("\n".join(hierarchy_scores.lines_of(record)))
-    paths = hierarchy_figures.write(folder.path, record, figures)
+    paths = hierarchy_figures.write(folder, record, figures)
     say("Written: " + ", ".join(map(str, paths)))
     loggers = build_loggers(settings, folder.logs.parent, "freeze")
     hierarchy_figures.log(loggers, points, figures, *arrays[::2], data)

@@ -202,12 +202,12 @@ def draw(embedding, labels, scored, settings, data):
 
 
 def write(folder, record, figures):
-    """Write embedding.json, and each figure as .png and .pdf; returns the paths."""
-    paths = [folder / "embedding.json"]
+    """Write a record, and each figure as .png and .pdf, into a `RunFolder`; returns the paths."""
+    paths = [folder.frozen_record]
     write_json(paths[0], record)
     for name, figure in figures.items():
         for kind in ("png", "pdf"):
-            paths.append(folder / f"{name}.{kind}")
+            paths.append(folder.figure(name, kind))
             with written_whole(paths[-1], "wb") as file:
                 figure.savefig(file, format=kind, dpi=150)
     return paths
