@@ -255,6 +255,7 @@ class Window:
                 self._tell(stay=waits)
                 self.relay.join(None if waits else ANSWER)
             self.process.stdin.close()
+            self.process = None
 
     def _open(self, path):
         program = Path(window.__file__)
