@@ -47,8 +47,11 @@ def build_data(plan):
 
 
 def compile_network(model, settings):
-    """Have what training calls compiled when it first computes; raises UserError if that cannot
-    be."""
+    """Compile the network, or what training calls of it, at its first use.
+
+    Raises:
+        UserError: nothing can be compiled here.
+    """
     try:
         torch.compile(torch.sin)(torch.ones(2))
     except Exception as error:

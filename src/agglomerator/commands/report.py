@@ -1,4 +1,4 @@
-"""What a run says and leaves behind: its folder, the figures of a test, the next command."""
+"""What a run prints and writes: how it starts and ends, the figures of a test, the next command."""
 
 import csv
 import os

@@ -117,7 +117,8 @@ def fit(plan, trainer, module, signals):
 
 @contextmanager
 def told_how_to_go_on(plan, module):
-    """A training that ends before its time says how to go on; errors of machines become lines."""
+    """A context that says how to continue when a training ends early, and turns errors of machines
+    into lines."""
     try:
         yield
     except Stopped as stopped:

@@ -31,7 +31,7 @@ PUBLISHED_PARTS = ("head", "tokenizer", "tokenizer_width", "tokenizer_depth")
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file says of the network.
+    """What a checkpoint file tells.
 
     Attributes:
         name: as it was given.
@@ -41,8 +41,8 @@ class Checkpoint:
             those that shapes show in the published one.
         stage: "contrastive", "supervised" or "finetuned"; None in the published format.
         epochs, step: epochs and optimizer steps done.
-        resumable: it holds what a training goes on with, not weights alone.
-        began_from: `fingerprint` of the weights from which its training began, where it tells.
+        resumable: it holds the state of a training, not only weights.
+        began_from: `fingerprint` of the weights that its training began from, where it tells.
         class_names: of its classes in the order of labels, a tuple; None where it does not tell.
         split_seed: which of its training images were held out; None where it does not tell.
         training_images: what tells them from others; None where it does not tell.
@@ -129,7 +129,7 @@ def _data_of(stored, n_classes):
 
 
 def fingerprint(weights):
-    """What tells a state dict from others, to the last bit."""
+    """A hash of a state dict: different for any other weights."""
     found = hashlib.sha256()
     for name, value in sorted(weights.items()):
         found.update(name.encode())
@@ -146,12 +146,12 @@ def _from_shelf(name, where):
 
 
 def shelve(source, target):
-    """Write what of a checkpoint others need: weights, matrices in float16, and what network and
-    input they are of.
+    """Write a small checkpoint to ship: weights, with matrices in float16, and the settings of the
+    network, its input and its split.
 
     Args:
         source: checkpoint of this project.
-        target: file to write, a fifth or less in size.
+        target: file to write, a fifth of its size or less.
     """
     content = torch.load(source, map_location="cpu", weights_only=True)
     described = (*MODEL_SETTINGS, *INPUT_SETTINGS, *SPLIT_SETTINGS, "normalization", "stage")

@@ -1,4 +1,4 @@
-"""A run's folder belongs to one run at a time, and records what ran in it."""
+"""The record of a run: one run at a time in a folder, what ran there, what earlier runs left."""
 
 import importlib.metadata
 import json
@@ -38,15 +38,15 @@ _HELD = {}  # path of a lock -> its open file, for as long as this process lives
 
 
 def lock_run_folder(folder, what):
-    """Keep a run's folder for this process. The system lets it go when the process ends, however
-    it ends; processes that it starts do not hold it.
+    """Lock a run's folder for this process. The lock ends with the process, however that ends, and
+    is not passed on to processes that it starts.
 
     Args:
-        folder: of the run.
-        what: is done in it; different things may be done at once.
+        folder: path of the run's folder.
+        what: is done in it. Different things may be done at the same time.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds the lock.
     """
     path = Path(folder) / f".{what}.lock"
     if fcntl is None or path in _HELD:
@@ -72,13 +72,13 @@ def lock_run_folder(folder, what):
 
 @contextmanager
 def recorded(settings, path, goes_on=False):
-    """Record as JSON what runs, by what and where; at the end, when and how it ended. A part of a
-    run that was killed has neither.
+    """A context that records a run as JSON: command, settings, versions and machine, and at its end
+    when and how it ended. A killed run has no end.
 
     Args:
         settings: of the run.
-        path: of the file, a list of the parts of a run.
-        goes_on: the run is an earlier one's next part.
+        path: of the file. It holds a list, with an entry for each time that the run was continued.
+        goes_on: whether this continues the run that the file records.
     """
     part = {
         "command": shlex.join([sys.executable, *sys.argv]),
@@ -128,13 +128,13 @@ def _read(path):
 
 @rank_zero_only
 def put_aside(folder, start, move=True):
-    """Put what an earlier run of the same stage and name left aside, so that nothing is lost.
+    """Keep what an earlier run of the same stage and name left, in earlier/.
 
     Args:
         folder: the `RunFolder`.
-        start: the checkpoint to start from, which stays where it is, too: other processes may be
-            about to read it.
-        move: False to leave everything where it is, too: the run goes on, from before its end.
+        start: the checkpoint that this run starts from, or None. It also stays where it is, since
+            other processes may be about to read it.
+        move: False if the run continues from before its end: everything also stays where it is.
     """
     left = folder.of_training() + folder.of_test()
     if folder.stage == "contrastive":
@@ -145,7 +145,7 @@ def put_aside(folder, start, move=True):
     aside = _keep(left, folder.path, folder.stage, None if start is None else start.path, move)
     if aside is None:
         return
-    if not move:  # whoever asks for the last checkpoint is to find where the run has gone back to
+    if not move:  # the last checkpoint is now the one that the run goes back to
         with start.path.open("rb") as source, written_whole(folder.last, "wb") as target:
             shutil.copyfileobj(source, target)
     said = "An earlier run of this name was moved to" if move else "This run as it was is kept in"
@@ -154,7 +154,7 @@ def put_aside(folder, start, move=True):
 
 @rank_zero_only
 def make_room(paths, folder, settings, start):
-    """Put the results of a test or of freeze aside if other weights or settings made them.
+    """Keep the results of a test or of freeze in earlier/ if other weights or settings made them.
 
     Args:
         paths: of the results, first their record.
@@ -163,7 +163,7 @@ def make_room(paths, folder, settings, start):
         start: their checkpoint.
 
     Returns:
-        What the record of the results is to say of what made them.
+        What made the results to come, for their record: weights, settings, git commit.
     """
     made = {name: getattr(settings, name) for name in FIELDS if name in DECISIVE}
     made["iters"] = settings.n_iters

@@ -1,9 +1,10 @@
-"""What lets a run go on where it was stopped: signals, last.ckpt, metrics.csv.
+"""Interrupted runs: signals, last.ckpt, and metrics.csv.
 
-A killed run goes on from its last.ckpt as if nothing had happened. That holds because all random
-numbers follow from seed, epoch and batch, because the order of batches follows from the trainer's
-own progress (`data.module`), and because last.ckpt is put in place only after everything that
-precedes it is logged, so that rows of a later step are the only ones to drop.
+A killed run continues from last.ckpt as if nothing had happened. Three things make that so. All
+random numbers follow from seed, epoch and batch. The order of the batches follows from the progress
+of the Trainer (`data.module`). And last.ckpt gets its name only when everything before it is
+logged, so that only the rows of later steps have to go. Lightning's own callbacks promise none of
+these.
 """
 
 import csv
@@ -29,8 +30,8 @@ SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasat
 
 
 class Stopped(SystemExit):
-    """A signal has ended the run. The exit status is 128 and the signal's number: 130 for SIGINT,
-    143 for SIGTERM. `go_on` is for who knows how it can be gone on with to say so."""
+    """A signal has ended the run. The exit status is 128 plus its number: 130 for SIGINT, 143 for
+    SIGTERM. `go_on` holds a sentence that says how to continue."""
 
     def __init__(self, signum):
         super().__init__(128 + signum)
@@ -39,8 +40,8 @@ class Stopped(SystemExit):
 
 
 class StopSignals:
-    """Takes the signals that end a run, while it is entered: at once at first, and after `wait`
-    is called by telling in `received`. A second Ctrl-C ends the run at once in any case."""
+    """A context that receives the signals which end a run. They raise `Stopped` at once; after
+    `wait` they are only noted in `received`. A second Ctrl-C always ends the run at once."""
 
     def __enter__(self):
         self.received, self.at, self.waiting = 0, 0.0, False
@@ -53,7 +54,7 @@ class StopSignals:
             signal.signal(signum, handler)
 
     def wait(self):
-        """From now on someone looks at `received` now and then, and ends the run in good order."""
+        """From now on only note signals: a callback looks at `received` and ends the run."""
         self.waiting = True
         self._listen()  # Lightning has put handlers of its own in the place of these
 
@@ -71,12 +72,12 @@ class StopSignals:
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps last.ckpt, from which the run goes on: written after every epoch, within an epoch
-    every so many minutes, and when a signal ends the run.
+    """Writes last.ckpt after every epoch, every few minutes within an epoch, and when a signal ends
+    the run.
 
-    It is written under another name, and renamed when all that belongs to its steps is logged.
-    Within an epoch it is written between two steps, never in the middle of accumulated gradients,
-    of several processes every tenth. A signal that comes during validation is answered after it.
+    It is written under another name and renamed when its steps are logged. Within an epoch it is
+    written between two steps, never between accumulated gradients, and by several processes only
+    every tenth step. A signal during validation is answered at its end.
 
     Args:
         path: of the checkpoint.
@@ -120,7 +121,7 @@ class LastCheckpoint(Checkpoint):
         trainer.strategy.barrier()  # the next stage looks at the file in every process
 
     def _due(self, trainer):
-        """Whether to write now: the same in all processes, whichever of them got a signal."""
+        """Whether to write now. All processes agree, whichever of them got the signal."""
         due = time.monotonic() - self.began >= 60 * self.minutes
         wish = greatest(2 * self.signals.received + due, trainer.strategy.root_device)
         self.stop = wish // 2
@@ -142,8 +143,8 @@ class LastCheckpoint(Checkpoint):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps the checkpoint that validation finds best, of equals the latest, also when the run's
-    folder has moved between two parts of a run.
+    """Keeps the checkpoint with the best validation, the latest of equal ones. It finds its file
+    again when the run's folder has moved.
 
     Args:
         path: of the checkpoint.
@@ -176,7 +177,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints that are there whole or not at all."""
+    """Writes a checkpoint whole or not at all."""
 
     def save_checkpoint(self, checkpoint, path, storage_options=None):
         with written_whole(Path(path), "wb") as file:
@@ -184,7 +185,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class MetricsWriter(ExperimentWriter):
-    """Writes metrics.csv. Rows that are there stay, at any moment."""
+    """Writes metrics.csv, and never loses the rows that are there."""
 
     def __init__(self, log_dir):
         super().__init__(log_dir)
@@ -194,7 +195,7 @@ class MetricsWriter(ExperimentWriter):
                 self.metrics_keys = next(csv.reader(file))
 
     def _check_log_dir_exists(self):
-        """Lightning would remove what an interrupted run has left."""
+        """Lightning would remove the rows of an interrupted run here."""
 
     def _rewrite_with_new_header(self, names):
         with self.path.open(newline="", encoding="utf-8") as file:
@@ -209,7 +210,7 @@ class MetricsWriter(ExperimentWriter):
 
 
 class MetricsLogger(CSVLogger):
-    """Lightning's CSV logger with the writer above."""
+    """Lightning's CSV logger with a `MetricsWriter`."""
 
     @property
     @rank_zero_experiment
@@ -220,7 +221,7 @@ class MetricsLogger(CSVLogger):
 
 
 def keep_metrics(path, step):
-    """Keep the rows before a step of a metrics.csv that an interrupted run has left."""
+    """Remove the rows of a metrics.csv from a step on: the resumed run writes them again."""
     if not path.is_file():
         return
     text = path.read_text(encoding="utf-8", errors="replace")

@@ -1,4 +1,4 @@
-"""Ends a training whose numbers are no longer finite, before anything of it is kept."""
+"""Ends a training whose numbers are no longer finite, before a checkpoint holds them."""
 
 from pathlib import Path
 
@@ -13,22 +13,20 @@ SMALLEST_SCALE = 2.0**-20
 
 
 class StopUnlessFinite(Callback):
-    """Stops at a loss or gradient that is not finite, with the last weights that were.
+    """Stops at a loss, gradient or weight that is not finite. The weights before it are kept.
 
-    To look at a number of an accelerator is to wait for it. So the verdict on a step stays there
-    as a flag, which makes fused AdamW pass over this step and all later ones, as in loss scaling;
-    the flag is looked at every 10 steps, before every validation and before every checkpoint. Loss
-    scaling itself (16-mixed) passes over gradients that overflow and goes on with a smaller scale:
-    there the loss is judged, and whether the scale has come to an end.
+    To read a number from an accelerator is to wait for it. So the fault stays there as a flag,
+    which makes fused optimizers skip this step and all later ones, as loss scaling does. The flag
+    is read every 10 steps, before every validation and before every checkpoint. Loss scaling
+    (16-mixed) skips gradients that overflow and goes on with a smaller scale; with it the loss and
+    the scale are judged instead.
 
     Raises:
-        SharedError: out of any hook, at the same step in all processes.
+        SharedError: in any hook, at the same step in all processes.
     """
 
     def on_train_start(self, trainer, module):
-        self.fault = torch.zeros(
-            1, device=module.device, dtype=torch.float32
-        )  # 1 once there is one
+        self.fault = torch.zeros(1, device=module.device, dtype=torch.float32)  # 1 after a fault
         self.n_sound = torch.zeros_like(self.fault)  # steps without a fault since the last look
         self.steps = [(trainer.global_step, 0.0)]  # number and learning rate; first the one before
 
@@ -87,7 +85,7 @@ def _scaler(trainer):
 
 
 def _last_good(trainer):
-    """What to say of the newest checkpoint."""
+    """A sentence about the newest checkpoint."""
     names = "best_model_path", "path"  # of Lightning's callbacks, and of others
     paths = [getattr(c, name, None) for c in trainer.checkpoint_callbacks for name in names]
     paths.append(trainer.ckpt_path)

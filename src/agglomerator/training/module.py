@@ -27,10 +27,11 @@ class OneCycle(OneCycleLR):
 class LitAgglomerator(LightningModule):
     """One stage of training, validation and test of a network.
 
-    Contrastive: the supervised contrastive loss of two augmented views of every image, and with
-    the setting `agreement` the loss that asks their columns for islands; the
-    accuracy is that of the nearest class mean in the embedding. Supervised: cross-entropy of the
-    classifier, all else frozen and as in evaluation. Finetuned: cross-entropy, all learns.
+    - Contrastive: the supervised contrastive loss of two augmented views of every image. With
+      --agreement the loss that asks for islands is added. The accuracy is that of the nearest
+      class mean in the embedding.
+    - Supervised: cross-entropy. Only the classifier learns; the rest behaves as in evaluation.
+    - Finetuned: cross-entropy. Everything learns.
 
     Args:
         model: the `Agglomerator`.
@@ -66,13 +67,13 @@ class LitAgglomerator(LightningModule):
 
     def training_step(self, batch, batch_idx):
         images, labels = batch
-        draw = self._chance(batch_idx)
-        torch.manual_seed(draw.initial_seed())  # for dropout
+        generator = self._generator(batch_idx)
+        torch.manual_seed(generator.initial_seed())  # for dropout
         if self.stage == "contrastive":
-            loss, embedding = self._contrast(images, labels, draw)
+            loss, embedding = self._contrast(images, labels, generator)
             self.metrics.class_means.update(embedding, labels.repeat(2))
         else:
-            logits = self.logits(self._embed(self.data.augmented_view(images, draw)))
+            logits = self.logits(self._embed(self.data.augmented_view(images, generator)))
             loss = F.cross_entropy(upcast(logits), labels)
             accuracy = self.metrics.train_accuracy
             accuracy(logits, labels)
@@ -91,22 +92,23 @@ class LitAgglomerator(LightningModule):
         metric(gather(value.detach()[None]).mean())
         self.log(name, metric, on_step=True, on_epoch=True, **options)
 
-    def _chance(self, batch_idx):
-        """Random numbers that depend on seed, epoch, batch and process, and on nothing else; in
-        evaluation not on the epoch: figures of epochs are compared."""
+    def _generator(self, batch_idx):
+        """A generator that depends on seed, epoch, batch and process alone. In evaluation it does
+        not depend on the epoch, so that epochs can be compared."""
         epoch, evaluates = (self.current_epoch, 0) if self.training else (0, 1)
         return seeded_generator(self.settings.seed, epoch, batch_idx, self.global_rank, evaluates)
 
-    def _contrast(self, images, labels, draw):
-        """Loss of two augmented views of each image, and their embeddings (2B, ...)."""
+    def _contrast(self, images, labels, generator):
+        """The contrastive loss of images (B, C, H, W), and embeddings (2B, contr_dim) of their two
+        views."""
         s = self.settings
-        views = self.data.augmented_view(images.repeat(2, 1, 1, 1), draw)
+        views = self.data.augmented_view(images.repeat(2, 1, 1, 1), generator)
         embedding, levels = self.model.with_levels(views) if s.agreement else (self.model(views), 0)
         loss = supervised_contrastive_loss(
             embedding, labels.repeat(2), s.temperature, across_processes=self.training
         )
         if s.agreement:
-            apart = agreement_loss(levels, self.data.colours(views), draw)
+            apart = agreement_loss(levels, self.data.colours(views), generator)
             loss = loss + s.agreement * apart
             if self.training:
                 self._log_step("train_agreement", apart)
@@ -122,8 +124,8 @@ class LitAgglomerator(LightningModule):
             return self.model(views)
 
     def logits(self, embedding):
-        """embedding (B, contr_dim) -> (B, n_classes): logits of the classifier; in stage one, and
-        where it knows other classes, the cosines to the class means."""
+        """Logits of the classifier, or in stage one the cosines to the class means, which also
+        replace a classifier of other classes: embedding (B, contr_dim) -> (B, n_classes)."""
         if self.by_class_means:
             means = self.metrics.class_means.compute()
             with without_autocast(embedding.device):
@@ -132,7 +134,7 @@ class LitAgglomerator(LightningModule):
         return self.model.classification_head_from_contr(embedding)
 
     def on_train_start(self):
-        """Check what was resumed: the optimizer would read and write beyond tensors too small."""
+        """Check the resumed optimizer: with too small a state it would write beyond its memory."""
         self.first_step = self.global_step
         (optimizer,) = self.trainer.optimizers
         if self.trainer.ckpt_path and self.global_step and not optimizer.state:
@@ -160,7 +162,7 @@ class LitAgglomerator(LightningModule):
         checkpoint["epoch_so_far"] = [gather(getattr(*sum)[None]).cpu() for sum in sums]
 
     def on_load_checkpoint(self, checkpoint):
-        """Takes the sums of the epoch in which the run was stopped; a new epoch sets them to 0."""
+        """Take over the sums of an interrupted epoch."""
         self.began_from = checkpoint.get("began_from")
         for (holder, name), of_processes in zip(
             self.metrics.sums_of_epoch(), checkpoint.get("epoch_so_far", ()), strict=False
@@ -205,10 +207,8 @@ class LitAgglomerator(LightningModule):
         self.log("test_loss", metrics.test_loss)
 
     def _evaluate(self, batch, batch_idx, flip=False):
-        """Loss, logits, and all levels of the last state, (B, n, K, d).
-
-        With `flip` logits are the mean of those of an image and its mirror image.
-        """
+        """The loss, the logits (B, n_classes), and the last state (B, n, K, d). With `flip` the
+        logits are the mean of those of an image and its mirror image."""
         images, labels = batch
         views = self.data.view(images)
         embedding, levels = self.model.with_levels(views)
@@ -216,7 +216,7 @@ class LitAgglomerator(LightningModule):
         if flip:
             logits = (logits + self.logits(self.model(views.flip(-1)))) / 2
         if self.stage == "contrastive":
-            loss, _ = self._contrast(images, labels, self._chance(batch_idx))
+            loss, _ = self._contrast(images, labels, self._generator(batch_idx))
         else:
             loss = F.cross_entropy(upcast(logits), labels)
         return loss, logits, levels

@@ -1,4 +1,4 @@
-"""The one place that builds the Trainer, with its loggers and what it shows on the way."""
+"""The one Trainer, with its loggers and what it shows while it runs."""
 
 import logging
 import netrc
@@ -99,10 +99,10 @@ def check_precision(precision):
 
 
 def prepare_strategies(blind):
-    """Set what this project needs of Lightning's strategies of several processes, however named.
+    """Set the options of all of Lightning's DDP strategies, whatever their names.
 
     Args:
-        blind: parameters are left without a gradient, for which DDP then has to look.
+        blind: some parameters get no gradient, so that DDP has to look for them.
     """
     for entry in StrategyRegistry.values():
         options = entry["init_params"]
@@ -203,7 +203,7 @@ class EpochLines(Callback):
 
 
 def quiet_libraries():
-    """Silence what other packages say and a user of this one can do nothing about."""
+    """Silence messages of other packages that a user of this one can do nothing about."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # It says that it ends all processes because one has died.

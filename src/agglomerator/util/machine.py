@@ -61,10 +61,10 @@ def memory():
 
 
 def keep_freed_memory():
-    """Have the C library keep the memory that tensors give back, for the next ones.
+    """Have the C library keep freed memory for the next tensors.
 
-    glibc returns large blocks to the system at once, and every new one costs page faults, a tenth
-    of a training step on a CPU. Other C libraries have no such call.
+    glibc returns large blocks to the system at once. Every new block then costs page faults, a
+    tenth of a training step on a CPU. Other C libraries have no such call.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
