@@ -2,6 +2,7 @@ import json
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -217,6 +218,7 @@ def test_a_run_in_the_foreground_of_a_terminal_waits_for_ctrl_c(picture):
     environment = os.environ | {"MPLBACKEND": "webagg", "PYTHONPATH": str(ROOT / "src")}
     process, terminal = pty.fork()
     if process == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background has it ignored
         os.execve(sys.executable, [sys.executable, "-c", code, str(picture)], environment)
     said, pressed = b"", False
     with suppress(OSError):  # that is how a terminal ends
