@@ -141,6 +141,37 @@ def of_stage(settings):
     )
 
 
+def stage_one(settings):
+    """The settings of `--mode=all` for stage one."""
+    return settings.replace(supervise=False, finetune=False)
+
+
+def stage_two(settings, best):
+    """The settings of `--mode=all` for stage two: from the best checkpoint of stage one, or from
+    where --resume_training finds it interrupted."""
+    two = settings.replace(supervise=True)
+    last = RunFolder(two).last
+    resume = settings.resume_training and last.is_file() and _began_from(last, best)
+    start = last if resume else best
+    return two.replace(resume_training=resume, load_checkpoint_dir=str(start))
+
+
+def _began_from(path, start):
+    """Whether the training of one checkpoint began from the weights of another."""
+    weights = read(start).weights
+    try:
+        return read(path).began_from == fingerprint(weights)
+    except UserError:
+        if path.is_file():
+            raise
+        return False  # another process has found so, and moved it
+
+
+def settings_of_test(settings, checkpoint):
+    """The settings of `--mode=all` for the test of a checkpoint, with a picture of its islands."""
+    return settings.replace(plot_islands=True, load_checkpoint_dir=str(checkpoint))
+
+
 def flag_of(name, settings):
     """The flag that a setting of a training comes from."""
     flag = OF_STAGE_TWO.get(name, name)

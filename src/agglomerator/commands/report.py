@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from agglomerator.hierarchy.scores import mistakes
+from agglomerator.plan import stage_one
 from agglomerator.runs.folder import RunFolder
 from agglomerator.util.files import write_json, written_whole
 from agglomerator.util.lettering import Figure
@@ -76,7 +77,7 @@ def how_to_go_on(settings):
     """The sentence that ends a training which was stopped."""
     changes = {}
     if settings.mode == "all":
-        settings, changes = settings.replace(supervise=False, finetune=False), {"mode": "all"}
+        settings, changes = stage_one(settings), {"mode": "all"}
     last = RunFolder(settings).last
     if not last.is_file():
         return "It had not come to its first checkpoint; nothing is kept."
