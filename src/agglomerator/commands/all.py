@@ -3,7 +3,7 @@
 from agglomerator.commands.evaluate import test
 from agglomerator.commands.report import how_to_go_on
 from agglomerator.commands.train import done_before, train
-from agglomerator.plan import complete_from_checkpoint, stage_one, stage_two, settings_of_test
+from agglomerator.plan import complete_from_checkpoint, settings_of_test, stage_one, stage_two
 from agglomerator.runs.checkpoints import read
 from agglomerator.runs.resume import Stopped
 from agglomerator.util import distributed
