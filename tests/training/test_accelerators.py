@@ -110,7 +110,7 @@ def test_test_and_islands_find_the_figures_of_the_cpu(accelerator, stage_one_che
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-3)
     assert found["top1"] == pytest.approx(expected["top1"], abs=0.01)
     for row, other in zip(found["islands"]["rows"], expected["islands"]["rows"], strict=True):
-        assert row["agreement"] == pytest.approx(other["agreement"], abs=1e-3)
+        assert row["cosine"] == pytest.approx(other["cosine"], abs=1e-3)
         assert row["number"] == pytest.approx(other["number"], rel=0.01)
 
     small_run(tmp_path, on(accelerator)[0], "--mode=islands", "--exp_name=drawn", load)
