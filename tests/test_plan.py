@@ -214,16 +214,18 @@ def test_preprocess_gives_what_a_test_gives(trained):
     paths = sorted((Image.open(p) for p in data_paths(trained[0])), key=lambda i: i.filename)
     arrays = np.stack([np.asarray(image) for image in paths])
     for images in (
-        [image.filename for image in paths], paths, arrays, arrays[..., None], list(arrays),
-        arrays[..., None].repeat(3, -1), pixels, torch.from_numpy(arrays), list(pixels),
+        [image.filename for image in paths], paths, arrays[..., None], list(arrays),
+        arrays[..., None].repeat(3, -1), pixels, list(pixels), list(pixels.expand(-1, 3, -1, -1)),
     ):  # fmt: skip
         assert torch.equal(model.preprocess(images), expected)
     assert torch.equal(model.preprocess(paths[0]), expected[:1])
     wide = Image.new("RGBA", (80, 40), "white")
     assert model.preprocess(wide).shape == (1, 1, 16, 16)
-    for wrong in (arrays / 255, arrays.astype(int), np.zeros((2, 2, 2, 2, 2), np.uint8), []):
+    gray = torch.from_numpy(arrays)
+    wrong = arrays, gray, gray[:3], gray[:4], arrays / 255, arrays.astype(int), []
+    for images in (*wrong, np.zeros((2, 2, 2, 2, 2), np.uint8)):
         with pytest.raises(UserError, match="preprocess"):
-            model.preprocess(wrong)
+            model.preprocess(images)
 
 
 def data_paths(folder):
@@ -252,3 +254,41 @@ def test_a_published_network_needs_its_data_set_named(trained, tmp_path):
     assert load_checkpoint(path).class_names is None
     model = load_checkpoint(path, dataset="MNIST")
     assert model.preprocess.mean == (0.5,)
+
+
+def test_numbered_folders_are_taken_in_the_order_of_the_classes(trained, tmp_path, capsys):
+    folder = write(tmp_path / "numbered", dict(zip("0123", SHADES.values(), strict=True)))
+    load = dict(data_dir=folder, load_checkpoint_dir=checkpoint(trained))
+    said, place = run(capsys, tmp_path, mode="test", **load)
+    assert "0, 1, ..." in said and "are taken for ash, bone, clay, dust" in said
+    assert record_of(place)["top1"] > 0.7
+
+
+def test_another_network_than_the_trained_one_is_said(trained, tmp_path, capsys):
+    load = dict(data_dir=trained[0], load_checkpoint_dir=checkpoint(trained))
+    said, place = run(capsys, tmp_path, mode="test", iters=1, denoise_iter=-1, **load)
+    assert "--iters=1:" in said and "was trained with 4" in said
+    assert "sees nothing of the image" in said and "--denoise_iter=-1: " not in said
+    said, place = run(capsys, tmp_path, mode="islands", consensus_self=True, **load)
+    assert "--consensus_self=True:" in said
+
+
+def test_pictures_of_other_images_are_kept(trained, tmp_path, capsys):
+    load = dict(data_dir=trained[0], load_checkpoint_dir=checkpoint(trained), mode="islands")
+    images = trained[0] + "/test/ash", trained[0] + "/test/bone/00.png"
+    _, place = run(capsys, tmp_path, images=images[0], **load)
+    before = (place / "islands" / "images.png").read_bytes()
+    said, place = run(capsys, tmp_path, images=images[1], **load)
+    (kept,) = place.glob("earlier/*/islands/images.png")
+    assert kept.read_bytes() == before and "were moved to" in said
+    assert (place / "islands" / "images.png").read_bytes() != before
+
+
+def test_a_rate_of_zero_is_one(trained, tmp_path, capsys):
+    start = dict(data_dir=trained[0], load_checkpoint_dir=checkpoint(trained, stage=""))
+    rates = dict(supervise=True, supervised_learning_rate=0.0, supervised_epochs=1)
+    said, place = run(capsys, tmp_path, **start | rates)
+    assert "learning rate up to 0.0" in said
+    with (place / "logs" / "supervised" / "metrics.csv").open(newline="") as file:
+        logged = [row["learning_rate"] for row in csv.DictReader(file) if row["learning_rate"]]
+    assert logged and set(map(float, logged)) == {0.0}

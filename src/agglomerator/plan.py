@@ -8,7 +8,7 @@ from functools import cached_property
 
 from agglomerator.config import INPUT_SETTINGS, MODEL_SETTINGS, SPLIT_SETTINGS, Settings
 from agglomerator.data import registry
-from agglomerator.data.classes import ClassMap, match
+from agglomerator.data.classes import ClassMap, are_numbers, match
 from agglomerator.runs.checkpoints import PUBLISHED_PARTS, Checkpoint, fingerprint, read
 from agglomerator.runs.folder import RunFolder
 from agglomerator.util.errors import UserError
@@ -17,8 +17,10 @@ from agglomerator.util.terminal import say
 SHOWN = 5  # class names in a message
 # Of a resumed training: what its optimizer and schedule keep, and what makes it another one.
 KEPT = "learning_rate", "lr_speed", "weight_decay"
-DECISIVE = ("seed", "val_share", "batch_size", "accumulate", "limit_train", "augmentation",
-            "temperature", "agreement")  # fmt: skip
+OF_TRAINING = ("seed", "val_share", "batch_size", "accumulate", "limit_train", "augmentation",
+            "temperature", "agreement", "precision")  # fmt: skip
+# Of the network, what leaves no trace in its weights.
+UNSEEN = "iters", "denoise_iter", "dropout", "consensus_self", "consensus_temperature"
 OF_STAGE_TWO = {"max_epochs": "supervised_epochs", "learning_rate": "supervised_learning_rate"}
 
 
@@ -133,11 +135,11 @@ def of_stage(settings):
     s = settings
     if s.stage == "contrastive":
         return s
-    length = s.supervised_epochs
+    length, rate = s.supervised_epochs, s.supervised_learning_rate
     return s.replace(
         lr_speed=length or s.lr_speed,
         max_epochs=length or s.max_epochs,
-        learning_rate=s.supervised_learning_rate or s.learning_rate,
+        learning_rate=s.learning_rate if rate is None else rate,
     )
 
 
@@ -175,7 +177,8 @@ def settings_of_test(settings, checkpoint):
 def flag_of(name, settings):
     """The flag that a setting of a training comes from."""
     flag = OF_STAGE_TWO.get(name, name)
-    return name if settings.stage == "contrastive" or not getattr(settings, flag) else flag
+    own = settings.stage != "contrastive" and getattr(settings, flag) is not None
+    return flag if own else name
 
 
 def _as_trained(settings, start, use):
@@ -195,11 +198,7 @@ def _as_trained(settings, start, use):
 
 
 def complete_from_data(settings, given):
-    """The settings with n_classes as the data set has it.
-
-    Args:
-        settings: of the command line.
-        given: names of the settings that the user gave.
+    """The settings with n_classes as the data set has it; `given` names what the user gave.
 
     Raises:
         UserError: the user gave another n_classes, or there is no such data set.
@@ -211,12 +210,7 @@ def complete_from_data(settings, given):
 
 
 def complete_from_checkpoint(settings, given, checkpoint):
-    """The settings with what the user did not give taken from the checkpoint, where it tells.
-
-    Args:
-        settings: of the command line.
-        given: names of the settings that the user gave.
-        checkpoint: what `read` returned.
+    """The settings with all that the user did not give, by `given`, taken from the checkpoint.
 
     Raises:
         UserError: they do not fit each other.
@@ -251,6 +245,12 @@ def _tell_data(asked, given, start, use):
     before = start.settings.get("normalization")
     if "normalization" in given and before is not None and asked.normalization != before:
         say(f"--normalization={asked.normalization}: {start.name} was trained by that of {before}.")
+    for name in UNSEEN:
+        before, wanted = start.settings.get(name), getattr(asked, name)
+        if name == "iters" and before is None:
+            before = 2 * start.settings["levels"]
+        if name in given and start.stage is not None and wanted not in (None, before):
+            say(f"--{name}={wanted}: {start.name} was trained with {before}.")
 
 
 def _map_classes(settings, start, found, use, goes_on):
@@ -267,6 +267,8 @@ def _map_classes(settings, start, found, use, goes_on):
     if whole or (places is not None and classifies and use != "train"):
         if not whole:
             say(f"{where} has {len(found)} of the {n_known} classes of {start.name}.")
+        elif are_numbers(found) and not are_numbers(names):
+            say(f"The classes 0, 1, ... of {where} are taken for {_shown(names)}, in this order.")
         elif places != sorted(places):
             say(f"The classes of {where} are mapped by name to the order of {start.name}.")
         return ClassMap(names, tuple(places))
@@ -336,8 +338,11 @@ def _keep_schedule(settings, start):
         if before is not None and before != getattr(settings, name):
             kept[name] = kept[flag_of(name, settings)] = before
             say(f"--{flag_of(name, settings)}: the resumed run keeps {before}.")
-    for name in DECISIVE:
+    for name in OF_TRAINING:
         before = start.settings.get(name)
         if before is not None and before != getattr(settings, name):
             say(f"--{name}: was {before}; the run goes on otherwise than it would have.")
+    kept_length = kept.get("lr_speed", settings.lr_speed)
+    if kept_length < settings.max_epochs:
+        say(f"The schedule ends after {kept_length} epochs; then the learning rate is close to 0.")
     return settings.replace(**kept)

@@ -438,3 +438,33 @@ def test_stage_is_read(stage_one_checkpoint, stage_two_checkpoint, published):
     assert read(stage_one_checkpoint).stage == "contrastive"
     assert read(stage_two_checkpoint).stage == "supervised"
     assert read(published).stage is None
+
+
+def test_a_head_that_somebody_has_added(stage_one_checkpoint, tmp_path, monkeypatch):
+    """As README says: a branch in `contrastive_head`, and its name among the choices of --head."""
+    from agglomerator.config import FIELDS
+    from agglomerator.model import agglomerator, heads
+
+    class Mean(torch.nn.Module):
+        def forward(self, columns):
+            return columns.mean(1)
+
+    def with_mean(settings):
+        if settings.head != "mean":
+            return heads.contrastive_head(settings)
+        return torch.nn.Sequential(Mean(), torch.nn.Linear(settings.patch_dim, settings.contr_dim))
+
+    monkeypatch.setattr(agglomerator, "contrastive_head", with_mean)
+    metadata = FIELDS["head"].metadata
+    monkeypatch.setattr(
+        FIELDS["head"], "metadata", metadata | {"choices": (*metadata["choices"], "mean")}
+    )
+    content = torch.load(stage_one_checkpoint, weights_only=True)
+    content["hyper_parameters"]["head"] = "mean"
+    flags = {k: v for k, v in content["hyper_parameters"].items() if k in FIELDS}
+    model = Agglomerator(**flags).eval()
+    content["state_dict"] = {f"model.{k}": v for k, v in model.state_dict().items()}
+    path = tmp_path / "mean.ckpt"
+    torch.save(content, path)
+    images = torch.randn(2, 1, 16, 16).clamp(-1, 1)
+    assert torch.equal(load_checkpoint(path)(images), model(images))

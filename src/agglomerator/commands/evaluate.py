@@ -31,6 +31,7 @@ def test(settings, given):
     plan = resolve(settings, given, "test")
     settings, folder, name = plan.settings, plan.folder, plan.start.name
     lock_run_folder(folder.path, f"test_{folder.stage}")
+    report.tell_blindness(settings)
     model, data = build_network(plan), build_data(plan)
     module = LitAgglomerator(model, settings, data, plan.own_classifier)
     trainer = build_trainer(settings, False, logs=settings.plot_islands)

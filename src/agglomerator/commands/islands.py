@@ -4,13 +4,15 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 from agglomerator.commands.build import build_data, build_network
+from agglomerator.commands.report import tell_blindness
 from agglomerator.data import registry
 from agglomerator.data.sets.folder import pages_of_files
 from agglomerator.data.transforms import normalize
 from agglomerator.islands.figures import IslandFigures
 from agglomerator.islands.live_view import samples
 from agglomerator.plan import resolve
-from agglomerator.runs.record import lock_run_folder
+from agglomerator.runs.record import lock_run_folder, make_room
+from agglomerator.util.files import write_json
 from agglomerator.util.terminal import say
 
 
@@ -20,6 +22,7 @@ def islands(settings, given):
     plan = resolve(settings, given, "islands")
     settings, model = plan.settings, build_network(plan)
     lock_run_folder(plan.folder.path, "islands")
+    tell_blindness(settings)
     drawn = IslandFigures(plan.folder.islands, settings.island_threshold)
     if settings.images is None:
         data = build_data(plan)
@@ -28,6 +31,10 @@ def islands(settings, given):
         pages, kind, subject = [of_test], "test", f"{settings.dataset}, test images"
     else:
         pages, kind, subject = pages_of_files(settings), "images", "own images"
+    record = plan.folder.islands / f"{kind}.json"
+    pictures = sorted(plan.folder.islands.glob(f"{kind}*.png"))
+    made = make_room([record, *pictures], plan.folder.path, settings, plan.start)
+    write_json(record, {"checkpoint": plan.start.name} | made)
     for number, (images, names) in enumerate(pages, 1):
         name = kind if number == 1 else f"{kind}_{number}"
         title = f"Islands of agreement, {settings.exp_name}\n{subject}"

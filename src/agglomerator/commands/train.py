@@ -61,6 +61,8 @@ def train(settings, given, advise=True):
         data.check_batch_size(trainer.world_size)
         module = LitAgglomerator(model, settings, data)
         module.began_from = plan.began_from
+        steps = data.images_an_epoch("train", trainer.world_size) // settings.batch_size
+        trainer.log_every_n_steps = max(1, min(10, steps // trainer.world_size))
         tell_start(plan)
         prepare_folder(plan, trainer)
         say(describe(module, trainer))
@@ -154,8 +156,9 @@ def tell_done(settings, start):
     """Say that a training is complete; returns the path of its best checkpoint."""
     best = RunFolder(settings).best
     say(
-        f"It is done: {start.name} has done {start.epochs} epochs; to go on, ask for more than "
-        f"--{flag_of('max_epochs', settings)}={settings.max_epochs}."
+        f"It is done: {start.name} has done {start.epochs} epochs of "
+        f"--{flag_of('max_epochs', settings)}={settings.max_epochs}. To learn more, train anew "
+        "from its weights: by --load_checkpoint_dir, without --resume_training."
     )
     own = start.path.resolve().parent == best.parent.resolve()
     return best if own and best.is_file() else start.name

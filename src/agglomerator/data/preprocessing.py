@@ -47,8 +47,8 @@ class Preprocessing:
         Args:
             images: an image, a list of images, or a batch. An image is the path of a file, a Pillow
                 image, or uint8 values from 0 to 255: an array (H, W) or (H, W, C), or a tensor
-                (C, H, W), of any size. A batch is an array (B, H, W, C), a tensor (B, C, H, W), or
-                gray without the C.
+                (C, H, W), of any size. A batch is an array (B, H, W, C) or a tensor (B, C, H, W);
+                C is 1, 3 or 4.
 
         Returns:
             (B, n_channels, image_size, image_size) float32, on the CPU.
@@ -57,7 +57,7 @@ class Preprocessing:
             UserError: `images` is none of these.
             UnreadableImage: a file cannot be read as an image.
         """
-        pixels = torch.stack([self._pixels(image) for image in _each(images)])
+        pixels = torch.stack([self._pixels(image) for image in _each(images, self.n_channels == 1)])
         return normalize(center_crop(pixels, self.size), self.mean, self.std)
 
     def _pixels(self, image):
@@ -81,29 +81,31 @@ class Preprocessing:
             )
 
 
-def _each(images):
-    """A list of Pillow images or paths, from one image, a list of images, or a batch."""
+def _each(images, gray=False):
+    """A list of Pillow images or paths, from one image, a list of images, or a batch. For a `gray`
+    network a tensor (3, H, W) is refused: it may be three gray images."""
     if isinstance(images, str | os.PathLike | Image.Image):
         return [images]
     if isinstance(images, list | tuple) and images:
         return [one for image in images for one in _each(image)]
-    if isinstance(images, torch.Tensor):
-        array = images.detach().cpu().numpy()
-        if array.ndim > 2 and array.shape[-3] in (1, 3, 4):
-            array = np.moveaxis(array, -3, -1)
-    else:
-        array = np.asarray(images)
+    is_tensor = isinstance(images, torch.Tensor)
+    array = images.detach().cpu().numpy() if is_tensor else np.asarray(images)
     if array.dtype != np.uint8 or not array.size:
         raise UserError(
             f"preprocess: takes images of uint8, from 0 to 255, not {array.dtype} "
             f"{array.shape}; convert values from 0 to 1: (255 * images).round().astype('uint8')."
         )
-    if array.ndim > 2 and array.shape[-1] == 1:
-        array = array[..., 0]
-    coloured = array.ndim > 2 and array.shape[-1] in (3, 4)
-    if array.ndim not in ((3, 4) if coloured else (2, 3)):
+    if array.ndim == 2:
+        return [Image.fromarray(array)]
+    channels = -3 if is_tensor else -1
+    unclear = gray and is_tensor and array.ndim == 3 and array.shape[0] > 1
+    if array.ndim not in (3, 4) or array.shape[channels] not in (1, 3, 4) or unclear:
+        add = "[:, None]" if is_tensor else "[..., None]"
         raise UserError(
-            f"preprocess: takes arrays (B, H, W, C) or tensors (B, C, H, W), not {array.shape}."
+            f"preprocess: takes tensors (B, C, H, W) and arrays (B, H, W, C), not {array.shape}; "
+            f"a batch of gray images needs its channel, images{add}, a colour image images[None]."
         )
-    batch = array[None] if array.ndim == 2 + coloured else array
+    array = np.moveaxis(array, channels, -1)
+    batch = array[None] if array.ndim == 3 else array
+    batch = batch[..., 0] if batch.shape[-1] == 1 else batch
     return [Image.fromarray(np.ascontiguousarray(image)) for image in batch]

@@ -92,6 +92,8 @@ def read(path):
         raise UserError(f"{where}: {error}") from None
     except (KeyError, ValueError, AttributeError, IndexError, ArithmeticError, RuntimeError):
         raise UserError(f"{where}: holds a network, but not an Agglomerator.") from None
+    if "head" not in shown | settings:
+        raise UserError(f"{where}: holds a network with another head than an Agglomerator's.")
     check_numbers(weights, where)
     if "pytorch-lightning_version" in content:  # it leaves no buffer out: without a mask, no radius
         shown.setdefault("local_consensus_radius", 0)
@@ -202,7 +204,9 @@ def build(checkpoint, new_classes=None, **flags):
     shown = shapes_show(checkpoint.weights)
     shown.pop("image_size")
     side = shown["conv_image_size"] // shown["patch_size"]
-    if settings["head"] == "grid" and settings.get("head_side") == side:
+    if settings["head"] not in ("flatten", "grid"):  # one that somebody has added
+        shown = {name: value for name, value in shown.items() if not name.startswith("head")}
+    elif settings["head"] == "grid" and settings.get("head_side") == side:
         shown.pop("head")  # the weights of both kinds may have the same shapes then
         shown["head_side"] = side
     if settings["tokenizer_width"] == shown["patch_dim"] // shown["patch_size"] ** 2 // 2:
@@ -265,6 +269,7 @@ def load_checkpoint(path, **flags):
         model.preprocess = Preprocessing(model.settings)
         model.image_to_tokens.register_forward_pre_hook(model.preprocess.warn)
     if names is None and "dataset" in flags:
-        names = registry.entry_of(model.settings).classes
+        names = registry.entry_of(model.settings).classes or ()
+        names = names if len(names) == model.settings.n_classes else None
     model.class_names = None if names is None else list(names)
     return model

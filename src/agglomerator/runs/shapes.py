@@ -28,8 +28,6 @@ def shapes_show(weights):
     patch_size = round((patch_dim / convs[-1][0]) ** 0.5)
     n_columns = weights["bottom_up.net.1.weight"].shape[0]
     grid = round(n_columns**0.5) * patch_size
-    hidden, width = weights["contrastive_head.5.weight"].shape
-    flat = hidden == width == n_columns * patch_dim
     channels = convs[0][0]
     if any(re.match(r"image_to_tokens\.0\.block\.\d+\.block\.", name) for name in weights):
         tokenizer, depth = "residual", (len(convs) - 3) // 2
@@ -45,17 +43,24 @@ def shapes_show(weights):
         "tokenizer_width": None if channels == convs[-1][0] // 2 else channels,
         "tokenizer": tokenizer,
         "tokenizer_depth": depth,
-        "head": "flatten" if flat else "grid",
         "conv_image_size": grid,
         "image_size": 4 * grid,
-        "contr_dim": weights["contrastive_head.10.weight"].shape[0],
         "n_classes": weights["classification_head_from_contr.2.weight"].shape[0],
     }
     if MASK in weights:
         settings["local_consensus_radius"] = _radius(weights[MASK], round(n_columns**0.5))
-    if not flat:
-        settings["head_side"] = math.isqrt(width // patch_dim)
-    return settings
+    return settings | _head(weights, n_columns, patch_dim)
+
+
+def _head(weights, n_columns, patch_dim):
+    """What the weights show of the head; nothing of one that is neither of the project's."""
+    first, last = (weights.get(f"contrastive_head.{i}.weight") for i in (5, 10))
+    if first is None or last is None or first.dim() != 2 or last.dim() != 2:
+        return {}
+    hidden, width = first.shape
+    if hidden == width == n_columns * patch_dim:
+        return {"head": "flatten", "contr_dim": last.shape[0]}
+    return {"head": "grid", "contr_dim": last.shape[0], "head_side": math.isqrt(width // patch_dim)}
 
 
 def _radius(mask, grid_size):
