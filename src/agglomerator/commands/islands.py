@@ -33,9 +33,9 @@ def islands(settings, given):
         pages, kind, subject = pages_of_files(settings), "images", "own images"
     record = plan.folder.islands / f"{kind}.json"
     pictures = sorted(plan.folder.islands.glob(f"{kind}*.png"))
-    made = make_room([record, *pictures], plan.folder.path, settings, plan.start)
-    write_json(record, {"checkpoint": plan.start.name} | made)
     for number, (images, names) in enumerate(pages, 1):
+        if number == 1:  # there is one
+            made = make_room([record, *pictures], plan.folder.path, settings, plan.start)
         name = kind if number == 1 else f"{kind}_{number}"
         title = f"Islands of agreement, {settings.exp_name}\n{subject}"
         with torch.no_grad():
@@ -43,3 +43,4 @@ def islands(settings, given):
         levels, iterations = drawn.figures(images, names, states, title)
         paths = drawn.write(name, levels), drawn.write(f"{name}_iterations", iterations)
         say("Written: " + ", ".join(map(str, paths)))
+    write_json(record, {"checkpoint": plan.start.name} | made)

@@ -155,10 +155,14 @@ def done_before(settings):
 def tell_done(settings, start):
     """Say that a training is complete; returns the path of its best checkpoint."""
     best = RunFolder(settings).best
+    ended = start.settings.get("lr_speed", 0) <= start.epochs
+    anew = (
+        ", but its schedule has ended: to learn more, train anew from its weights, by "
+        "--load_checkpoint_dir without --resume_training"
+    )
     say(
-        f"It is done: {start.name} has done {start.epochs} epochs of "
-        f"--{flag_of('max_epochs', settings)}={settings.max_epochs}. To learn more, train anew "
-        "from its weights: by --load_checkpoint_dir, without --resume_training."
+        f"It is done: {start.name} has done {start.epochs} epochs; to go on, ask for more than "
+        f"--{flag_of('max_epochs', settings)}={settings.max_epochs}{anew * ended}."
     )
     own = start.path.resolve().parent == best.parent.resolve()
     return best if own and best.is_file() else start.name
