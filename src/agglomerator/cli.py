@@ -253,6 +253,8 @@ def _describe(name, option):
         limits.append(f"{data['low']} to {data['high']}")
     elif data["low"] is not None:
         limits.append(f"at least {data['low']}")
+    elif data["above"] is not None:
+        limits.append(f"more than {data['above']}")
     kind = " or ".join(kinds) + "".join(f", {limit}" for limit in limits)
     if kinds == ["bool"]:
         head = f"  --[no]{name}  (default {option.default})"

@@ -145,13 +145,13 @@ def write_features(paths, trainer, module, split):
     for path, array in zip(paths, (embedding, labels), strict=False):
         with written_whole(path, "wb") as file:
             np.save(file, array.numpy())
-    write_rows(paths[2], subset.dataset, rows)
+    write_index(paths[2], subset.dataset, rows)
     names = ", ".join(path.name for path in paths[1:])
     say(f"{paths[0]}  {tuple(embedding.shape)}, {names}")
     return embedding, labels
 
 
-def write_rows(path, dataset, rows):
+def write_index(path, dataset, rows):
     """Write which image each row of the features is of: its number in the data set (of the training
     set, for those held out), label, class and, where there is one, file."""
     with written_whole(path) as file:

@@ -13,18 +13,8 @@ NO_LINE = re.compile("[\0\n\r]")
 
 def check(settings):
     """Raises UserError if values do not fit together; the message names ones that do."""
-    for name, usual in (("temperature", 0.07), ("limit_train", 1.0), ("limit_test", 1.0)):
-        if not getattr(settings, name) > 0:
-            raise UserError(
-                f"--{name}={getattr(settings, name)}: must be more than 0, such as {usual}."
-            )
     if settings.dropout == 1:
         raise UserError("--dropout=1.0: drops everything; use less, such as 0.3.")
-    if settings.consensus_temperature is not None and not settings.consensus_temperature > 0:
-        raise UserError(
-            f"--consensus_temperature={settings.consensus_temperature}: must be more than 0, such "
-            "as 0.05."
-        )
     check_letters(settings)
     parts = Path(settings.exp_name).parts
     if not parts or ".." in parts or Path(settings.exp_name).anchor or parts[0].startswith("~"):
@@ -54,7 +44,8 @@ def check_value(settings, option, types):
         return
     if isinstance(value, str) and NO_LINE.search(value):
         raise UserError(f"--{option.name}={value}: must be one line of text.")
-    choices, low, high = (option.metadata[key] for key in ("choices", "low", "high"))
+    limits = "choices", "low", "high", "above"
+    choices, low, high, above = (option.metadata[name] for name in limits)
     if choices and value not in choices:
         known = ", ".join(map(str, choices))
         raise UserError(f"--{option.name}={value}: must be one of {known}.")
@@ -62,6 +53,9 @@ def check_value(settings, option, types):
         raise UserError(f"--{option.name}={value}: must be a finite number.")
     if high is None and isinstance(value, int):
         high = 2**32 - 1
+    if above is not None and value <= above:
+        usual = option.metadata["usual"]
+        raise UserError(f"--{option.name}={value}: must be more than {above}, such as {usual}.")
     if low is not None and value < low:
         raise UserError(f"--{option.name}={value}: must be at least {low}.")
     if high is not None and value > high:

@@ -107,7 +107,7 @@ class DataSettings:
         1.0,
         "Share (0.1) or number (10) of training batches per epoch. Seed and epoch choose the "
         "images among all of the training set.",
-        low=0,
+        above=0,
     )
     limit_val: int | float = setting(
         "data",
@@ -121,7 +121,7 @@ class DataSettings:
         1.0,
         "Share (0.1) or number (10) of test batches. The seed chooses the images among all of "
         "them.",
-        low=0,
+        above=0,
     )
     test_time_flip: bool = setting(
         "data",

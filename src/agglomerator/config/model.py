@@ -107,4 +107,6 @@ class ModelSettings:
         "Temperature of the attention between columns, whose scores are then cosines of vectors. "
         "With a small value, such as 0.05, a column attends almost only to columns like itself. "
         "None: the scores grow with the length of the vectors, as published.",
+        above=0,
+        usual=0.05,
     )

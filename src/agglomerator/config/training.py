@@ -9,7 +9,7 @@ from agglomerator.config.setting import setting
 class TrainingSettings:
     """The training."""
 
-    temperature: float = setting("training", 0.07, "Temperature of the contrastive loss.")
+    temperature: float = setting("training", 0.07, "Temperature of the contrastive loss.", above=0)
     optimizer: str = setting(
         "training",
         "adamw",

@@ -97,7 +97,9 @@ def recorded(settings, path, goes_on=False):
     try:
         yield
     except BaseException as error:
-        part["outcome"] = f"stopped by {error.signal}" if isinstance(error, Stopped) else str(error)
+        stopped = isinstance(error, Stopped)
+        what = f"stopped by {error.signal}" if stopped else str(error) or type(error).__name__
+        part["outcome"] = what
         raise
     else:
         part["outcome"] = "finished"
