@@ -27,7 +27,7 @@ from agglomerator.util.terminal import say
 
 @rank_zero_only
 def test(settings, given):
-    """Test a checkpoint on the test set, once, whole, in order; writes the figures."""
+    """Test a checkpoint on the whole test set, or what --limit_test leaves; writes the figures."""
     plan = resolve(settings, given, "test")
     settings, folder, name = plan.settings, plan.folder, plan.start.name
     lock_run_folder(folder.path, f"test_{folder.stage}")
@@ -98,7 +98,7 @@ def freeze(settings, given):
         predicted = module.logits(embedding.to(module.model.wl)).argmax(1).cpu()
     arrays = embedding.numpy(), labels.numpy(), predicted.numpy()
     by = module.classified_by
-    record = hierarchy_scores.record_of(settings, settings.stage, name, *arrays, data, by) | made
+    record = hierarchy_scores.record_of(settings, name, *arrays, data, by) | made
     points, figures = hierarchy_figures.draw(*arrays[:2], record["scores"], settings, data)
     say("\n".join(hierarchy_scores.lines_of(record)))
     paths = hierarchy_figures.write(folder, record, figures)

@@ -172,9 +172,8 @@ class ImageDataModule(LightningDataModule):
         return self.in_order(self._mixed(self.val))
 
     def test_dataloader(self):
-        s = self.settings
-        classifies = s.supervise or s.finetune
-        return self.in_order(self.test if classifies else self._mixed(self.test))
+        in_order = self.settings.stage != "contrastive"
+        return self.in_order(self.test if in_order else self._mixed(self.test))
 
     def _mixed(self, subset):
         """A subset in an order that the seed fixes. Folders list class by class, and the

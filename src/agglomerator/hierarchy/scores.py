@@ -197,7 +197,7 @@ def scores(embedding, labels, predicted, hierarchy, n_classes, seed=0):
     return record | {"mistakes": mistakes(confusion, hierarchy)}
 
 
-def record_of(settings, stage, checkpoint, embedding, labels, predicted, data, classified_by):
+def record_of(settings, checkpoint, embedding, labels, predicted, data, classified_by):
     """The record of the test set's embedding, a dictionary for JSON: where it comes from, and its
     `scores`."""
     hierarchy, classes = data.hierarchy, data.classes
@@ -210,7 +210,7 @@ def record_of(settings, stage, checkpoint, embedding, labels, predicted, data, c
         }
     return {
         "dataset": settings.dataset,
-        "stage": stage,
+        "stage": settings.stage,
         "checkpoint": checkpoint,
         "images": len(labels),
         "classified_by": classified_by,

@@ -46,7 +46,11 @@ def class_names(settings):
 
 def fingerprint(settings):
     """SHA-256 of the names of all training images, as a hexadecimal string."""
-    folder = folder_of(settings) / "train"
+    return _fingerprint(folder_of(settings) / "train")
+
+
+@lru_cache
+def _fingerprint(folder):
     digest = hashlib.sha256()
     for path in _listing(folder)[1]:
         digest.update(os.fsencode(path[len(str(folder)) :]) + b"\0")
