@@ -225,17 +225,23 @@ class LitAgglomerator(LightningModule):
         images, labels = batch
         return self.model(self.data.view(images)).float().cpu(), labels.cpu()
 
-    def configure_optimizers(self):
+    def build_optimizer(self):
+        """The optimizer of the settings, over all weights that learn."""
         s = self.settings
-        rate, length = s.learning_rate, s.lr_speed
-        options = {"lr": rate, "weight_decay": s.weight_decay, "fused": self.device.type != "mps"}
+        options = {
+            "lr": s.learning_rate,
+            "weight_decay": s.weight_decay,
+            "fused": self.device.type != "mps",
+        }
         if s.optimizer == "muon":
-            optimizer = Muon(self.model, **options)
-        else:
-            learning = [p for p in self.model.parameters() if p.requires_grad]
-            optimizer = torch.optim.AdamW(learning, **options)
+            return Muon(self.model, **options)
+        return torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], **options)
+
+    def configure_optimizers(self):
+        s, optimizer = self.settings, self.build_optimizer()
         steps = self.trainer.estimated_stepping_batches // self.trainer.max_epochs
-        schedule = OneCycle(optimizer, max_lr=rate, total_steps=max(length * steps, 2))
+        total = max(s.lr_speed * steps, 2)
+        schedule = OneCycle(optimizer, max_lr=s.learning_rate, total_steps=total)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
