@@ -24,6 +24,7 @@ Kernels are those on the GPU, launches those of the host, waits what CUDA's sync
 import argparse
 import gc
 import itertools
+import os
 import subprocess
 import sys
 import tempfile
@@ -242,8 +243,11 @@ def run(command, seconds):
 
 
 def tests(args):
-    pytest = "-m", "pytest", "-m", "gpu", "-n", "8", "--dist", "worksteal", "--tb=short", "-rfE"
-    said, status, seconds = run([sys.executable, *pytest], max(20, args.clock.left()))
+    files = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text()]
+    workers = str(min(8, os.cpu_count() or 1))
+    pytest = "-m", "pytest", "-m", "gpu", "-n", workers, "--dist", "worksteal", "--tb=short", "-rfE"
+    command = sys.executable, *pytest, *map(str, files)
+    said, status, seconds = run(command, max(20, args.clock.left()))
     line("CUDA tests", "s", "status")
     line(f"  {said[-1] if said else ''}"[:40], f"{seconds:.0f}", str(status))
     told = [row for row in said if row.startswith(("E  ", "FAILED", "ERROR", "____"))]
@@ -265,7 +269,8 @@ def fashion(args):
         said, status, seconds = run(command, max(20, args.clock.left()))
     line("FashionMNIST, --mode all", "s", "status")
     line("  from start to figure", f"{seconds:.1f}", str(status))
-    for row in said[:8] + ["..."] * (len(said) > 22) + said[8:][-14:]:
+    telling = "epoch", "train", "top", "minutes", "rror", "Stopped"
+    for row in [row for row in said if any(word in row for word in telling)][-30:]:
         print(f"    {row[:200]}", flush=True)
     return status != 0
 
@@ -326,8 +331,10 @@ def main():
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
     faults = []
     for part in args.only.split(","):
+        began = time.monotonic()
         if args.clock.allows(part, 5) and not guarded(part, make, part, args):
             faults.append(part)
+        print(f"({part}: {time.monotonic() - began:.0f} s)", flush=True)
     if args.clock.left_out:
         print(f"left out for lack of time: {'; '.join(args.clock.left_out)}")
     if faults:
