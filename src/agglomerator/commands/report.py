@@ -212,26 +212,59 @@ def draw_confusion(confusion, classes, record):
     return figure
 
 
+ISLAND_COLUMNS = {  # group of columns -> key of a score -> title, format
+    "islands": {
+        "cosine": ("cosine", ".3f"),
+        "number": ("islands", ".1f"),
+        "size": ("columns", ".1f"),
+        "inside": ("inside", ".1%"),
+    },
+    "against masks": {
+        "parts_ari": ("parts ARI", ".3f"),
+        "parts_iou": ("IoU", ".3f"),
+        "objects_ari": ("objects ARI", ".3f"),
+        "objects_iou": ("IoU", ".3f"),
+    },
+}
+ISLAND_COLUMNS["clusters, told the number"] = {
+    f"clustered_{name}": title for name, title in ISLAND_COLUMNS["against masks"].items()
+}
+ISLAND_COLUMNS["variance"] = {"position": ("by position", ".1%")}
+
+
 def island_lines(record):
     """The scores of islands as a table for the terminal."""
-    titles = {"cosine": "cosine", "number": "islands", "size": "columns", "inside": "inside"}
-    titles |= {"parts_ari": "parts ARI", "parts_iou": "IoU"}
-    titles |= {"objects_ari": "objects ARI", "objects_iou": "IoU"}
-    known = [name for name in titles if any(name in row for row in record["rows"])]
-    width = max(len(row["of"]) for row in record["rows"])
+    rows, n_images, known = record["rows"], record["images"], record.get("masks")
     lines = [
-        f"islands of {record['images']} test images, of neighbours with a cosine of at least "
-        f"{record['threshold']}",
-        f"  {'':<{width}}  " + "  ".join(f"{titles[name]:>7}" for name in known),
+        f"islands of {n_images} test images{' with masks' if known else ''}, of neighbours with a "
+        f"cosine of at least {record['threshold']}"
     ]
-    for row in record["rows"]:
-        cells = []
-        for name in known:
-            form = ".1f" if name in ("number", "size") else ".1%" if name == "inside" else ".3f"
-            value = format(row[name], form) if name in row else "-"
-            cells.append(value.rjust(max(7, len(titles[name]))))
-        lines.append(f"  {row['of']:<{width}}  " + "  ".join(cells))
-    return lines
+    if known:
+        masks = ", ".join(f"{name} of {n}" for name, n in known.items())
+        lines.append(
+            f"  masks: {masks}; ARI of the foreground, mean best IoU (intersection / union)"
+        )
+        if record["clustered"] < n_images:
+            lines.append(f"  clusters of the first {record['clustered']} images")
+    width = max(len(row["of"]) for row in rows)
+    table = [f"  {'':<{width}}"] * 2 + [f"  {row['of']:<{width}}" for row in rows]
+    for group, columns in ISLAND_COLUMNS.items():
+        known = {key: column for key, column in columns.items() if any(key in row for row in rows)}
+        block = ["" for _ in rows]
+        titles = ""
+        for key, (title, form) in known.items():
+            wide = max(7, len(title))
+            titles += f"  {title:>{wide}}"
+            cells = (format(row[key], form) if key in row else "-" for row in rows)
+            block = [f"{line}  {cell:>{wide}}" for line, cell in zip(block, cells, strict=True)]
+        if known:
+            wide = max(len(titles), len(group) + 2)
+            added = [f"  {group}", titles, *block]
+            table = [
+                f"{line}{new:<{wide}}" if i == 0 else f"{line}{new:>{wide}}"
+                for i, (line, new) in enumerate(zip(table, added, strict=True))
+            ]
+    return lines + [line.rstrip() for line in table]
 
 
 def lines_of(record):
