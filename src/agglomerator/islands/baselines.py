@@ -49,8 +49,9 @@ def compare(model, truth, settings, device, training_masks=None, seed=42):
 
     Returns:
         A dictionary: `images`, how many were scored; `masks`, how many of them have each mask;
-        `clustered`, how many of them in clusters; `rows`, dictionaries with `of`, the name of what is scored, the scores of `IslandScores`,
-        and for vectors `position`, that of `PositionShare`.
+        `clustered`, how many of them in clusters; `rows`, dictionaries with `of`, the name of what
+        is scored, the scores of `IslandScores`, and for vectors `position`, that of
+        `PositionShare`.
 
     Raises:
         UserError: the states of the network are not finite, or no image can be read.
