@@ -11,6 +11,7 @@ import numpy as np
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from agglomerator.data.masks import MASKS
 from agglomerator.hierarchy.scores import mistakes
 from agglomerator.plan import stage_one
 from agglomerator.runs.folder import RunFolder
@@ -212,24 +213,21 @@ def draw_confusion(confusion, classes, record):
     return figure
 
 
-ISLAND_COLUMNS = {  # group of columns -> key of a score -> title, format
+_FIT = {"ari": ("ARI", ".3f"), "iou": ("IoU", ".3f")}
+ISLAND_COLUMNS = {  # group of columns -> key of a score -> title and format
     "islands": {
         "cosine": ("cosine", ".3f"),
-        "number": ("islands", ".1f"),
+        "number": ("number", ".1f"),
         "size": ("columns", ".1f"),
         "inside": ("inside", ".1%"),
     },
-    "against masks": {
-        "parts_ari": ("parts ARI", ".3f"),
-        "parts_iou": ("IoU", ".3f"),
-        "objects_ari": ("objects ARI", ".3f"),
-        "objects_iou": ("IoU", ".3f"),
+    **{mask: {f"{mask}_{key}": column for key, column in _FIT.items()} for mask in MASKS},
+    **{
+        f"{mask}, clusters": {f"clustered_{mask}_{key}": column for key, column in _FIT.items()}
+        for mask in MASKS
     },
+    "position": {"position": ("explains", ".1%")},
 }
-ISLAND_COLUMNS["clusters, told the number"] = {
-    f"clustered_{name}": title for name, title in ISLAND_COLUMNS["against masks"].items()
-}
-ISLAND_COLUMNS["variance"] = {"position": ("by position", ".1%")}
 
 
 def island_lines(record):
@@ -241,29 +239,24 @@ def island_lines(record):
     ]
     if known:
         masks = ", ".join(f"{name} of {n}" for name, n in known.items())
-        lines.append(
-            f"  masks: {masks}; ARI of the foreground, mean best IoU (intersection / union)"
-        )
-        if record["clustered"] < n_images:
-            lines.append(f"  clusters of the first {record['clustered']} images")
+        some = record["clustered"] < n_images
+        first = f", of the first {record['clustered']} images" if some else ""
+        lines.append(f"  masks: {masks}; ARI of the foreground, mean best intersection over union")
+        lines.append(f"  clusters: the same vectors, told the true number of segments{first}")
     width = max(len(row["of"]) for row in rows)
-    table = [f"  {'':<{width}}"] * 2 + [f"  {row['of']:<{width}}" for row in rows]
+    table = [f"  {name:<{width}}" for name in ("", "", *(row["of"] for row in rows))]
     for group, columns in ISLAND_COLUMNS.items():
-        known = {key: column for key, column in columns.items() if any(key in row for row in rows)}
-        block = ["" for _ in rows]
-        titles = ""
-        for key, (title, form) in known.items():
-            wide = max(7, len(title))
-            titles += f"  {title:>{wide}}"
-            cells = (format(row[key], form) if key in row else "-" for row in rows)
-            block = [f"{line}  {cell:>{wide}}" for line, cell in zip(block, cells, strict=True)]
-        if known:
-            wide = max(len(titles), len(group) + 2)
-            added = [f"  {group}", titles, *block]
-            table = [
-                f"{line}{new:<{wide}}" if i == 0 else f"{line}{new:>{wide}}"
-                for i, (line, new) in enumerate(zip(table, added, strict=True))
-            ]
+        block = [""] * (len(rows) + 1)
+        for key, (title, form) in columns.items():
+            if any(key in row for row in rows):
+                cells = (format(row[key], form) if key in row else "-" for row in rows)
+                block = [
+                    f"{line}  {cell:>7}" for line, cell in zip(block, (title, *cells), strict=True)
+                ]
+        if block[0]:
+            wide = max(len(block[0]), len(group) + 2)
+            for i, cell in enumerate((group, *block)):
+                table[i] += f"{cell:>{wide}}"
     return lines + [line.rstrip() for line in table]
 
 

@@ -181,6 +181,7 @@ class MaskedImages:
         side = self.settings.image_size
         for rows in torch.as_tensor(self.rows).split(size):
             images, read = self.images[rows]
+            read = read.numpy()  # numpy takes a tensor of one index for a number
             masks = {name: torch.as_tensor(mask[read]) for name, mask in self.masks.items()}
             if len(images):
                 masks = {

@@ -188,15 +188,13 @@ def superpixels(images, number=16):
     Returns:
         (B, H, W) int64.
     """
-    channels = -1 if images.shape[1] == 3 else None
-    return _each(images, lambda image: slic(image, number, start_label=0, channel_axis=channels))
+    return _each(images, lambda image: slic(image, number, start_label=0))
 
 
 def _each(images, segment):
-    """Labels of `segment`, a function of (H, W, 3) or of (H, W) for gray images."""
-    arrays = images.movedim(1, -1).numpy()
-    labels = [segment(image if image.shape[-1] == 3 else image[..., 0]) for image in arrays]
-    return torch.from_numpy(np.stack(labels)).long()
+    """Labels of `segment`, a function of (H, W, 3); gray images come as colours."""
+    arrays = images.expand(-1, 3, -1, -1).movedim(1, -1).numpy()
+    return torch.from_numpy(np.stack([segment(np.ascontiguousarray(x)) for x in arrays])).long()
 
 
 class PositionPrior:
@@ -232,7 +230,7 @@ class PositionPrior:
         labels = np.zeros(self.inside.shape, np.int64)
         positions, weights = np.argwhere(self.inside), self.share[self.inside]
         if len(positions):
-            clusters = KMeans(min(number, len(positions)), n_init=1, random_state=0)
+            clusters = KMeans(min(number, len(positions)), n_init=10, random_state=0)
             labels[self.inside] = 1 + clusters.fit_predict(positions, sample_weight=weights)
         return labels
 
