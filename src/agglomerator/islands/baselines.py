@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import cache
 
 import numpy as np
@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from skimage.segmentation import felzenszwalb, slic
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
 
 from agglomerator.data.masks import NOWHERE
 from agglomerator.islands.clusters import PositionShare
 from agglomerator.islands.scores import IslandScores
-from agglomerator.islands.segments import to_pixels
 from agglomerator.model.agglomerator import Agglomerator
 from agglomerator.util.errors import UserError
 
@@ -65,41 +65,29 @@ def compare(model, truth, settings, device, training_masks=None, seed=42):
         "level {}, untrained": _Vectors(s, lambda views: untrained.with_levels(views)[1]),
         "tokenizer alone": _Vectors(s, lambda views: _tokens(model, views), levels=1),
     }
-    segmenters = _segmenters(training_masks or {})
-    of_segments = {name: IslandScores(1) for name in segmenters}
-    best = {background: IslandScores(1) for background in (True, False)}
-    n_images, n_masks, clustered = 0, Counter(), max(1, MOST_PAIRS // s.n_columns**2)
-    size = min(
-        BATCH,
-        MOST_NUMBERS // (s.n_columns * s.levels * s.patch_dim),
-        MOST_PIXELS // s.image_size**2,
-    )
-    for images, masks in truth.batches(max(1, size)):
+    segments = _Segments(training_masks or {}, s.grid_size)
+    n_images, clustered = 0, max(1, MOST_PAIRS // s.n_columns**2)
+    for images, masks in truth.batches(_batch_size(s)):
         views = truth.view(images.to(device))
         for vectors in of_vectors.values():
             vectors.update(views, masks, clustered - n_images)
-        for name, mask in masks.items():
-            n_masks[name] += int((mask != NOWHERE).any((1, 2)).sum())
-            for row, segment in segmenters.items():
-                labels = segment(images, mask, name)
-                if labels is not None:
-                    of_segments[row].update(labels[:, None], {name: mask})
-            for background, scores in best.items():
-                labels = most_common(mask, s.grid_size, background)
-                scores.update(labels[:, None], {name: mask})
+        segments.update(images, masks)
         n_images += len(images)
     if not n_images:
         raise UserError("None of the images that have masks can be read; see the lines above.")
     rows = [row for name, vectors in of_vectors.items() for row in vectors.rows(name)]
-    segments = {name: scores.compute()[0] for name, scores in of_segments.items()}
-    (of_pixels,), (of_foreground,) = (scores.compute() for scores in best.values())
-    segments["true masks, on this grid"] = {
-        name: max(score, of_foreground[name]) for name, score in of_pixels.items()
+    return {
+        "images": n_images,
+        "masks": dict(segments.n_masks),
+        "clustered": min(n_images, clustered),
+        "rows": rows + segments.rows(),
     }
-    for name, row in segments.items():
-        rows.append({"of": name} | {key: x for key, x in row.items() if key not in SIZES})
-    clustered = min(n_images, clustered)
-    return {"images": n_images, "masks": dict(n_masks), "clustered": clustered, "rows": rows}
+
+
+def _batch_size(settings):
+    s = settings
+    of_states = MOST_NUMBERS // (s.n_columns * s.levels * s.patch_dim)
+    return max(1, min(BATCH, of_states, MOST_PIXELS // s.image_size**2))
 
 
 class _Vectors:
@@ -126,11 +114,12 @@ class _Vectors:
                 "--precision=32-true, or another checkpoint."
             )
         told = min(max(told, 0), len(states))
-        for rows, clusters in ((slice(told), True), (slice(told, None), False)):
-            part = {name: mask[rows] for name, mask in masks.items()}
-            if len(states[rows]):
-                self.scores.update_states(states[rows], self.threshold, part, clusters)
-        self.position.update(states)
+        with threadpool_limits(1):  # many short steps, in which threads would wait for each other
+            for rows, clusters in ((slice(told), True), (slice(told, None), False)):
+                part = {name: mask[rows] for name, mask in masks.items()}
+                if len(states[rows]):
+                    self.scores.update_states(states[rows], self.threshold, part, clusters)
+            self.position.update(states)
 
     def rows(self, name):
         """A row for each level, named by its number."""
@@ -145,23 +134,50 @@ def _tokens(model, views):
     return model.image_to_tokens(views).permute(1, 2, 0)[:, :, None]  # (B, n, 1, d)
 
 
-def _segmenters(training_masks):
-    """Functions (images, mask, name of the mask) -> labels (B, H, W), by the names of their rows;
-    None where they know nothing of such masks."""
-    priors = {name: PositionPrior(masks) for name, masks in training_masks.items()}
-    found = {}
-    if priors:
-        found["position alone, true number"] = lambda images, mask, name: (
-            priors[name](mask) if name in priors else None
-        )
-    return found | {
-        "Felzenszwalb": lambda images, mask, name: graph_segments(images),
-        "SLIC, 16 segments": lambda images, mask, name: superpixels(images),
-        "k-means, true number": lambda images, mask, name: k_means(images, mask),
-        "grid of 4x4": lambda images, mask, name: to_pixels(
-            torch.arange(16).view(4, 4).expand(len(mask), 4, 4), *mask.shape[1:]
-        ),
-    }
+class _Segments:
+    """The scores of segments that need no network.
+
+    Args:
+        training_masks: as for `compare`.
+        side: of the grid of columns.
+    """
+
+    def __init__(self, training_masks, side):
+        self.priors = {name: PositionPrior(masks) for name, masks in training_masks.items()}
+        self.scores, self.n_masks, self.side = defaultdict(lambda: IslandScores(1)), Counter(), side
+
+    def update(self, images, masks):
+        """Take in images (B, C, H, W) uint8, and their masks."""
+        with threadpool_limits(1):
+            for name, mask in masks.items():
+                self.n_masks[name] += int((mask != NOWHERE).any((1, 2)).sum())
+                for row, labels in self._of(images, mask, name):
+                    self.scores[row].update(labels[:, None], {name: mask})
+
+    def _of(self, images, mask, name):
+        """Yield names of rows, and labels (B, H, W) or (B, S, S)."""
+        if name in self.priors:
+            yield "position alone, true number", self.priors[name](mask)
+        yield "Felzenszwalb", graph_segments(images)
+        yield "SLIC, 16 segments", superpixels(images)
+        yield "k-means, true number", k_means(images, mask)
+        yield "grid of 4x4", torch.arange(16).view(4, 4).expand(len(mask), 4, 4)
+        for background in (True, False):
+            yield background, most_common(mask, self.side, background)
+
+    def rows(self):
+        """A row for each."""
+        rows = {name: scores.compute()[0] for name, scores in self.scores.items()}
+        of_pixels, of_foreground = rows.pop(True), rows.pop(False)
+        rows["true masks, on this grid"] = {
+            name: max(score, of_foreground[name])
+            for name, score in of_pixels.items()
+            if name not in SIZES
+        }
+        return [
+            {"of": name} | {key: x for key, x in row.items() if key not in SIZES}
+            for name, row in rows.items()
+        ]
 
 
 def graph_segments(images):
