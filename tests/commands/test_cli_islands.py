@@ -112,6 +112,83 @@ def test_own_images_that_cannot_be_drawn(stage_one_checkpoint, tmp_path):
         Settings(mode="test", images=str(broken))
 
 
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder of 12 images to train on and 8 to test; those of the first class have masks."""
+    draw, root = np.random.default_rng(0), tmp_path / "photographs"
+    for split, n in (("train", 6), ("test", 4)):
+        for name in ("other", "things"):
+            for i in range(n):
+                left = draw.integers(4, 14)
+                thing = np.zeros((20, 24), np.uint8)
+                thing[5:15, left : left + 8] = 1
+                pixels = draw.integers(60, size=(20, 24), dtype=np.uint8) + 180 * thing
+                paths = [root / kind / split / name for kind in ("", "parts", "objects")]
+                parts = thing * (1 + (np.arange(20) > 9)[:, None])
+                for path, image in zip(paths, (pixels, parts, thing), strict=True):
+                    if name == "things" or path == paths[0]:
+                        path.mkdir(parents=True, exist_ok=True)
+                        Image.fromarray(np.uint8(image)).save(path / f"{i}.png")
+    return root
+
+
+def test_masks_beside_a_folder_score_islands_in_both_modes(
+    stage_one_checkpoint, photographs, tmp_path
+):
+    flags = f"--load_checkpoint_dir={stage_one_checkpoint}", "--island_threshold=0.6"
+    own = small_run(tmp_path, *flags, "--exp_name=p", "--mode=islands", f"--images={photographs}")
+    record = json.loads((tmp_path / "p/islands/islands.json").read_text())
+    assert record["images"] == 4 and record["masks"] == {"parts": 4, "objects": 4}
+    assert record["threshold"] == 0.6 and record["checkpoint"] == str(stage_one_checkpoint)
+    names = [row["of"] for row in record["rows"]]
+    assert names[:2] == ["level 0", "level 1"] and "position alone, true number" in names
+    assert all(f"\n  {name}  " in own.stdout for name in names)
+    assert "objects, clusters" in own.stdout and "explains" in own.stdout
+    level = record["rows"][1]
+    assert {"cosine", "number", "size", "inside", "parts_ari", "parts_iou", "objects_iou",
+            "clustered_parts_ari", "clustered_objects_iou", "position"} <= level.keys()  # fmt: skip
+
+    as_data = "--dataset=ImageFolder", f"--data_dir={photographs}", "--normalization=digits"
+    tested = small_run(tmp_path, *flags, "--exp_name=t", "--mode=test", *as_data)
+    of_test = json.loads((tmp_path / "t/test_contrastive.json").read_text())
+    assert of_test["images"] == 8 and "4 test images with masks" in tested.stdout
+    drawn = small_run(tmp_path, *flags, "--exp_name=d", "--mode=islands", *as_data)
+    of_data = json.loads((tmp_path / "d/islands/islands.json").read_text())
+    assert "islands.json" in drawn.stdout
+    for found in (of_test["islands"], of_data):
+        for one, other in zip(found["rows"], record["rows"], strict=True):
+            assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_a_mask_that_is_wrong_ends_the_run_with_its_name(
+    stage_one_checkpoint, photographs, tmp_path
+):
+    path = photographs / "parts/test/things/2.png"
+    Image.new("L", (9, 9)).save(path)
+    flags = f"--load_checkpoint_dir={stage_one_checkpoint}", "--mode=islands"
+    flags = *SMALL, f"--output_dir={tmp_path}", *flags, f"--images={photographs}"
+    said = run_main(*flags, ok=False).stderr
+    image = photographs / "test/things/2.png"
+    assert said == f"error: {path}: a mask of 9x9, but {image} has 24x20; save it so.\n"
+
+
+def test_a_test_tells_what_position_explains_without_masks(stage_one_checkpoint, tmp_path):
+    flags = "--exp_name=q", "--mode=test", f"--load_checkpoint_dir={stage_one_checkpoint}"
+    small_run(tmp_path, *flags)
+    record = json.loads((tmp_path / "q/test_contrastive.json").read_text())["islands"]
+    model = load_checkpoint(stage_one_checkpoint)
+    data = ImageDataModule(Settings(**vars(model.settings) | {"dataset": "digits"}))
+    data.setup()
+    images, _ = data.test.dataset[:]
+    with torch.no_grad():
+        unit = torch.nn.functional.normalize(model.states(data.view(images))[-1].double(), dim=-1)
+    for level, row in enumerate(record["rows"]):
+        vectors = unit[:, :, level]
+        of_places = vectors.mean(0).var(0, correction=0).sum()
+        share = of_places / vectors.flatten(0, 1).var(0, correction=0).sum()
+        assert row["position"] == pytest.approx(share.item(), rel=1e-3)
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in SHELF.glob("*.ckpt")))
 def test_networks_that_come_with_the_project_look_at_own_images(name, tmp_path):
     path = tmp_path / "own.png"

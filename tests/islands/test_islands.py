@@ -5,7 +5,12 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from agglomerator.islands.scores import IslandScores, against_mask
+from agglomerator.islands.scores import (
+    IslandScores,
+    against_mask,
+    numbers_of_segments,
+    score_states,
+)
 from agglomerator.islands.segments import (
     count,
     mean_cosine,
@@ -88,19 +93,27 @@ def test_scores_are_those_of_scikit_learn_and_of_sets(size):
     mask[0] = 0
     mask[1] = 3
     mask[2], labels[2] = torch.arange(size)[:, None] // (size // 4) + 1, torch.arange(4)[:, None]
+    mask[3:6, 1:4] = 255
+    mask[6] = 255
     ari, iou = against_mask(labels, mask)
-    assert ari[:2].isnan().all() and iou[:1].isnan().all() and ari[2] == iou[2] == 1
+    assert ari[[0, 1, 6]].isnan().all() and iou[[0, 6]].isnan().all() and ari[2] == iou[2] == 1
+    assert numbers_of_segments(mask).tolist() == [len(set(m[m < 255].tolist())) for m in mask]
     pixels = labels.repeat_interleave(size // 4, 1).repeat_interleave(size // 4, 2)
-    for i in range(1, len(mask)):
-        fore = mask[i] > 0
+    for i in (1, 2, 3, 4, 5, 7, 8):
+        counts = mask[i] < 255  # as if the others had been cut out
+        true, found = mask[i][counts], pixels[i][counts]
+        fore = true > 0
         if i > 1:
-            expected = adjusted_rand_score(mask[i][fore], pixels[i][fore])
-            assert ari[i].item() == pytest.approx(expected)
+            assert ari[i].item() == pytest.approx(adjusted_rand_score(true[fore], found[fore]))
         best = []
-        for value in mask[i][fore].unique():
-            true = mask[i] == value
-            others = [pixels[i] == label for label in pixels[i].unique()]
-            best.append(max(((true & o).sum() / (true | o).sum()).item() for o in others))
+        for value in true[fore].unique():
+            others = [found == label for label in found.unique()]
+            best.append(
+                max(
+                    ((o & (true == value)).sum() / (o | (true == value)).sum()).item()
+                    for o in others
+                )
+            )
         assert iou[i].item() == pytest.approx(np.mean(best))
 
 
@@ -139,6 +152,31 @@ def test_scores_add_up_over_batches():
         assert found["number"] == pytest.approx(len(sizes) / 7)
         assert found["inside"] == pytest.approx(sum(s for s in sizes if s > 1) / (7 * 16))
         assert math.isfinite(found["cosine"])
+
+
+def test_clusters_are_told_the_number_of_each_mask():
+    """Vectors of the parts with a little noise: clusters find the parts at any threshold, and the
+    objects, of which there are fewer, when told so."""
+    parts = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]])
+    objects = (parts > 1).long()
+    near = torch.tensor([[1.0, 0, 0], [1, 0.3, 0], [0, 0, 1], [0, 0.3, 1]])  # by part
+    noise = 0.01 * torch.randn(2, 16, 1, 3, generator=torch.Generator().manual_seed(0))
+    states = near[parts.flatten()][None, :, None] + noise
+    masks = {"parts": parts + 1, "objects": objects + 1}
+    masks = {name: mask.expand(2, 4, 4).clone() for name, mask in masks.items()}
+    masks["objects"][1] = 255  # not known of the second image
+    scores = score_states(states, -1, masks, told=True)
+    assert scores["number"].tolist() == [[1], [1]]
+    for name in ("clustered_parts_ari", "clustered_parts_iou"):
+        assert scores[name].tolist() == [[1], [1]]
+    assert scores["clustered_objects_ari"][0] == scores["clustered_objects_iou"][0] == 1
+    assert scores["objects_iou"][0] == 0.5 and scores["parts_iou"][0] == 0.25
+    assert scores["objects_iou"][1].isnan() and scores["clustered_objects_ari"][1].isnan()
+    metric = IslandScores(1)
+    metric.update_states(states, -1, masks, told=True)
+    (level,) = metric.compute()
+    assert level["clustered_objects_iou"] == 1 and level["size"] == 16
+    assert not [name for name in score_states(states, -1, masks) if "clustered" in name]
 
 
 def group(labels):

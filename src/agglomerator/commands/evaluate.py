@@ -10,18 +10,18 @@ from torch.utils.data import Subset
 
 from agglomerator.commands import report
 from agglomerator.commands.build import build_data, build_network
+from agglomerator.data import masks
 from agglomerator.data.images import numbered
 from agglomerator.hierarchy import figures as hierarchy_figures
 from agglomerator.hierarchy import scores as hierarchy_scores
 from agglomerator.islands import baselines
-from agglomerator.islands.scores import MASKS
 from agglomerator.plan import resolve
 from agglomerator.runs.folder import SPLITS
 from agglomerator.runs.record import lock_run_folder, make_room
 from agglomerator.training.module import LitAgglomerator
 from agglomerator.training.trainer import build_loggers, build_trainer
 from agglomerator.util.errors import UserError
-from agglomerator.util.files import written_whole
+from agglomerator.util.files import write_json, written_whole
 from agglomerator.util.terminal import say
 
 
@@ -60,20 +60,46 @@ def test(settings, given):
 
 
 def island_scores(trainer, module, seed=None):
-    """The scores of the islands of the test images; where parts and objects are known, of the
-    first ones, against these and beside baselines, of which the untrained network has the seed
-    of the training."""
+    """The scores of the islands of the test images; where some have masks of parts and objects, of
+    these, against the masks and beside baselines, of which the untrained network has the seed of
+    the training."""
     settings, data = module.settings, module.data
-    tested = min(trainer.num_test_batches[0] * settings.batch_size, len(data.test))
-    found = {"threshold": settings.island_threshold, "images": tested}
-    if set(MASKS) <= set(getattr(data.test.dataset, "extra", ())):
-        found["images"] = min(tested, baselines.SCENES)
+    found = {"threshold": settings.island_threshold}
+    truth = masks.of_test(data)
+    if truth is not None:
         device, seed = trainer.strategy.root_device, settings.seed if seed is None else seed
-        rows = baselines.compare(module.model, data, settings, device, found["images"], seed)
-    else:
-        levels = enumerate(module.metrics.islands.compute())
-        rows = [{"of": f"level {level}", **scores} for level, scores in levels]
-    return found | {"rows": rows}
+        prior = masks.of_training(settings)
+        return found | baselines.compare(module.model, truth, settings, device, prior, seed)
+    tested = min(trainer.num_test_batches[0] * settings.batch_size, len(data.test))
+    both = zip(module.metrics.islands.compute(), module.metrics.position.compute(), strict=True)
+    rows = [
+        {"of": f"level {level}"} | scores | {"position": share}
+        for level, (scores, share) in enumerate(both)
+    ]
+    return found | {"images": tested, "rows": rows}
+
+
+def score_folder(plan, model):
+    """Score the islands of a network on the images in the test/ of a folder that have masks, which
+    needs no classes: the folder of --images, or that of the data set. Writes the figures.
+
+    Args:
+        plan: of the run.
+        model: its network; it stays on the device of the run.
+    """
+    settings, start = plan.settings, plan.start
+    truth = masks.of_folder(settings)
+    if truth is None:
+        return
+    device = build_trainer(settings, False, logs=False).strategy.root_device
+    record = plan.folder.islands / "islands.json"
+    prior = masks.of_training(settings)
+    scores = baselines.compare(model, truth, settings, device, prior, settings.seed)
+    made = make_room([record], plan.folder.path, settings, start)
+    scores = {"threshold": settings.island_threshold} | scores
+    write_json(record, {"checkpoint": start.name} | scores | made)
+    say("\n".join(report.island_lines(scores)))
+    say(f"Written: {record}")
 
 
 @rank_zero_only

@@ -4,6 +4,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 from agglomerator.commands.build import build_data, build_network
+from agglomerator.commands.evaluate import score_folder
 from agglomerator.commands.report import tell_blindness
 from agglomerator.data import registry
 from agglomerator.data.sets.folder import pages_of_files
@@ -18,7 +19,8 @@ from agglomerator.util.terminal import say
 
 @rank_zero_only
 def islands(settings, given):
-    """Draw the islands of a checkpoint's network, of test images or of the user's own."""
+    """Draw the islands of a checkpoint's network, of test images or of the user's own; score them
+    where masks lie beside a folder's images."""
     plan = resolve(settings, given, "islands")
     settings, model = plan.settings, build_network(plan)
     lock_run_folder(plan.folder.path, "islands")
@@ -44,3 +46,4 @@ def islands(settings, given):
         paths = drawn.write(name, levels), drawn.write(f"{name}_iterations", iterations)
         say("Written: " + ", ".join(map(str, paths)))
     write_json(record, {"checkpoint": plan.start.name} | made)
+    score_folder(plan, model)

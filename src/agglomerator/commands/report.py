@@ -11,6 +11,7 @@ import numpy as np
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from agglomerator.data.masks import MASKS
 from agglomerator.hierarchy.scores import mistakes
 from agglomerator.plan import stage_one
 from agglomerator.runs.folder import RunFolder
@@ -212,26 +213,51 @@ def draw_confusion(confusion, classes, record):
     return figure
 
 
+_FIT = {"ari": ("ARI", ".3f"), "iou": ("IoU", ".3f")}
+ISLAND_COLUMNS = {  # group of columns -> key of a score -> title and format
+    "islands": {
+        "cosine": ("cosine", ".3f"),
+        "number": ("number", ".1f"),
+        "size": ("columns", ".1f"),
+        "inside": ("inside", ".1%"),
+    },
+    **{mask: {f"{mask}_{key}": column for key, column in _FIT.items()} for mask in MASKS},
+    **{
+        f"{mask}, clusters": {f"clustered_{mask}_{key}": column for key, column in _FIT.items()}
+        for mask in MASKS
+    },
+    "position": {"position": ("explains", ".1%")},
+}
+
+
 def island_lines(record):
     """The scores of islands as a table for the terminal."""
-    titles = {"cosine": "cosine", "number": "islands", "size": "columns", "inside": "inside"}
-    titles |= {"parts_ari": "parts ARI", "parts_iou": "IoU"}
-    titles |= {"objects_ari": "objects ARI", "objects_iou": "IoU"}
-    known = [name for name in titles if any(name in row for row in record["rows"])]
-    width = max(len(row["of"]) for row in record["rows"])
+    rows, n_images, known = record["rows"], record["images"], record.get("masks")
     lines = [
-        f"islands of {record['images']} test images, of neighbours with a cosine of at least "
-        f"{record['threshold']}",
-        f"  {'':<{width}}  " + "  ".join(f"{titles[name]:>7}" for name in known),
+        f"islands of {n_images} test images{' with masks' if known else ''}, of neighbours with a "
+        f"cosine of at least {record['threshold']}"
     ]
-    for row in record["rows"]:
-        cells = []
-        for name in known:
-            form = ".1f" if name in ("number", "size") else ".1%" if name == "inside" else ".3f"
-            value = format(row[name], form) if name in row else "-"
-            cells.append(value.rjust(max(7, len(titles[name]))))
-        lines.append(f"  {row['of']:<{width}}  " + "  ".join(cells))
-    return lines
+    if known:
+        masks = ", ".join(f"{name} of {n}" for name, n in known.items())
+        some = record["clustered"] < n_images
+        first = f", of the first {record['clustered']} images" if some else ""
+        lines.append(f"  masks: {masks}; ARI of the foreground, mean best intersection over union")
+        lines.append(f"  clusters: the same vectors, told the true number of segments{first}")
+    width = max(len(row["of"]) for row in rows)
+    table = [f"  {name:<{width}}" for name in ("", "", *(row["of"] for row in rows))]
+    for group, columns in ISLAND_COLUMNS.items():
+        block = [""] * (len(rows) + 1)
+        for key, (title, form) in columns.items():
+            if any(key in row for row in rows):
+                cells = (format(row[key], form) if key in row else "-" for row in rows)
+                block = [
+                    f"{line}  {cell:>7}" for line, cell in zip(block, (title, *cells), strict=True)
+                ]
+        if block[0]:
+            wide = max(len(block[0]), len(group) + 2)
+            for i, cell in enumerate((group, *block)):
+                table[i] += f"{cell:>{wide}}"
+    return lines + [line.rstrip() for line in table]
 
 
 def lines_of(record):

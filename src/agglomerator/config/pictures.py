@@ -28,7 +28,9 @@ class PictureSettings:
         "pictures",
         None,
         "Your own image file, or a folder of images, for --mode=islands. None: images of the test "
-        "set.",
+        "set. Islands are scored if it holds test/<folder>/x.jpg and the masks parts/test/<folder>/"
+        "x.png or objects/test/<folder>/x.png: one channel, 0 background, 1 to 254 the segments, "
+        "255 counts nowhere.",
     )
     logger: str = setting(
         "pictures",

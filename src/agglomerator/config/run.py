@@ -13,8 +13,9 @@ class RunSettings:
         "run",
         "train",
         "train; test (figures on the test set); freeze (embeddings of all images as .npy files, "
-        "drawn and scored); islands (pictures of the islands of a trained network); all (stage "
-        "one, then stage two, then test). test and freeze take a checkpoint of either stage.",
+        "drawn and scored); islands (pictures of the islands of a trained network, and scores "
+        "where masks lie beside a folder of images); all (stage one, then stage two, then test). "
+        "test and freeze take a checkpoint of either stage.",
         choices=("train", "test", "freeze", "islands", "all"),
     )
     supervise: bool = setting(

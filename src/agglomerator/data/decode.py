@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from agglomerator.util.errors import UserError
 
@@ -64,6 +64,21 @@ def read_image(path, size, n_channels):
             f"{path}: cannot be read as an image ({reason}); {_way_out(error)}, or leave out such "
             "files by --skip_unreadable."
         ) from None
+
+
+def upright_size(path):
+    """(width, height) of an image file as `read_image` turns it, before it takes the middle.
+
+    Raises:
+        UnreadableImage: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file, Image.open(file, formats=formats()) as image:
+            # Of a TIFF, Pillow has turned the size already.
+            lies = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            return image.size[::-1] if lies else image.size
+    except Exception as error:  # damaged files raise anything
+        raise UnreadableImage(f"{path}: cannot be read as an image ({error}).") from None
 
 
 def pixels_of(image, size, n_channels):

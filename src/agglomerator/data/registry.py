@@ -34,6 +34,8 @@ class DataSetEntry:
         margin: images are kept this many times larger than image_size, and cropped: at random in
             training, in the middle otherwise.
         erase: whether training applies Random Erasing after RandAugment.
+        masks: function (settings, n) -> masks of n training images, for `data/masks.py`. None if
+            there are none, or the data set is a folder of images.
     """
 
     read: Callable | None = None
@@ -43,6 +45,7 @@ class DataSetEntry:
     std: tuple = (0.5,)
     margin: float = 1.0
     erase: bool = False
+    masks: Callable | None = None
 
     @property
     def n_classes(self):
@@ -93,6 +96,15 @@ def read_partwhole(settings, train):
     return ImageSet(images, labels, CLASSES, {"parts": parts, "objects": objects})
 
 
+def partwhole_masks(settings, n):
+    """Masks `parts` and `objects`, (n, S, S) uint8, of the first n training scenes."""
+    s = settings
+    scenes = PartWhole(
+        "train", n, image_size=s.image_size, difficulty=s.difficulty, objects=s.objects
+    )
+    return dict(zip(("parts", "objects"), scenes.arrays()[2:], strict=True))
+
+
 def of_torchvision(name, classes, **options):
     """The entry of a small data set of torchvision."""
     return DataSetEntry(reader(name), tuple(classes), downloader(name), **options)
@@ -118,7 +130,7 @@ DATA_SETS = {
     "smallNORB": DataSetEntry(read_smallnorb, smallnorb.CLASSES, download_smallnorb, margin=1.5),
     "IMAGENET": DataSetEntry(margin=1.125, **IMAGENET_COLOURS),
     "ImageFolder": DataSetEntry(**IMAGENET_COLOURS),
-    "PartWhole": DataSetEntry(read_partwhole, CLASSES),
+    "PartWhole": DataSetEntry(read_partwhole, CLASSES, masks=partwhole_masks),
     "digits": DataSetEntry(read_digits, DIGITS),
 }
 

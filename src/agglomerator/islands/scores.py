@@ -2,9 +2,12 @@
 
 import math
 
+import numpy as np
 import torch
 from torchmetrics import Metric
 
+from agglomerator.data.masks import MASKS, NOWHERE
+from agglomerator.islands.clusters import cluster
 from agglomerator.islands.segments import (
     connected,
     count,
@@ -14,8 +17,9 @@ from agglomerator.islands.segments import (
 )
 
 COLUMN_SCORES = "cosine", "number", "inside"
-MASKS = "parts", "objects"
 MASK_SCORES = tuple(f"{mask}_{score}" for mask in MASKS for score in ("ari", "iou"))
+CLUSTER_SCORES = tuple(f"clustered_{score}" for score in MASK_SCORES)
+SCORES = *COLUMN_SCORES, *MASK_SCORES, *CLUSTER_SCORES
 
 
 def against_mask(labels, mask):
@@ -29,7 +33,8 @@ def against_mask(labels, mask):
 
     Args:
         labels: (B, S, S) integers from 0, enlarged to the mask's size by nearest neighbour.
-        mask: (B, H, W) integers: 0 background; 1, 2, ... true segments.
+        mask: (B, H, W) integers: 0 background; 1 to 254 true segments; 255 counts nowhere, neither
+            in a segment nor in a union.
 
     Returns:
         (ari, iou), each (B,) float64, on the CPU. ari is NaN for an image with fewer than two true
@@ -42,34 +47,101 @@ def against_mask(labels, mask):
         >>> ari.item(), iou.item()
         (1.0, 1.0)
     """
-    labels, mask = labels.cpu(), torch.as_tensor(mask).cpu().long()
-    n_images, n_predicted, n_true = len(mask), int(labels.max()) + 1, int(mask.max()) + 1
-    labels = to_pixels(labels, *mask.shape[1:])
+    labels, mask = labels.cpu().long(), torch.as_tensor(mask).cpu().long()
+    labels, counts = to_pixels(labels, *mask.shape[1:]), mask != NOWHERE
+    n_images, n_predicted, n_true = len(mask), int(labels.max()) + 1, NOWHERE
     image = torch.arange(n_images)[:, None, None]
-    cells = (image * n_predicted + labels) * n_true + mask
-    shape = n_images, n_predicted, n_true
-    table = cells.flatten().bincount(minlength=math.prod(shape)).view(shape).double()
+    pixels = ((image * n_predicted + labels) * n_true + mask)[counts].numpy()
+    # Of all pairs of a label and a segment few occur: a table of all would be large.
+    cells, both = np.unique(pixels, return_counts=True)
+    predicted, cell = np.unique(cells // n_true, return_inverse=True)
+    image, segment = cells // n_true // n_predicted, cells % n_true
+    inside = segment > 0
+    sizes = np.bincount(cell, both)  # of predicted segments
+    foreground = np.bincount(cell, both * inside)
+    true_sizes = np.bincount(image * n_true + segment, both, n_images * n_true)
+    true_sizes = true_sizes.reshape(n_images, n_true)
 
-    both, sizes, true_sizes = table[..., 1:], table.sum(2), table[..., 1:].sum(1)
-    visible = true_sizes > 0
-    in_foreground, foreground = both.sum(2), true_sizes.sum(1)
-    together, predicted, true, all_pairs = (
-        _pairs(x).flatten(1).sum(1) for x in (both, in_foreground, true_sizes, foreground[:, None])
-    )
-    by_chance, highest = predicted * true / all_pairs, (predicted + true) / 2
-    ari = (together - by_chance) / (highest - by_chance)
-    ari = ari.where(highest > by_chance, 1.0).where(visible.sum(1) > 1, torch.nan)
-    union = sizes[..., None] + true_sizes[:, None] - both
-    best = (both / union.clamp(min=1)).amax(1)
-    return ari, best.sum(1) / visible.sum(1)
+    def of_images(image, values):
+        return np.bincount(image, values, n_images)
+
+    together = of_images(image, _pairs(both) * inside)
+    in_predicted = of_images(predicted // n_predicted, _pairs(foreground))
+    in_true = _pairs(true_sizes[:, 1:]).sum(1)
+    n_segments = (true_sizes[:, 1:] > 0).sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        by_chance = in_predicted * in_true / _pairs(true_sizes[:, 1:].sum(1))
+        highest = (in_predicted + in_true) / 2
+        ari = np.where(highest > by_chance, (together - by_chance) / (highest - by_chance), 1.0)
+        ari[n_segments < 2] = np.nan
+        fit = both / (sizes[cell] + true_sizes[image, segment] - both)
+        best = np.zeros((n_images, n_true))
+        np.maximum.at(best, (image, segment), fit)
+        iou = best[:, 1:].sum(1) / n_segments
+    return torch.from_numpy(ari), torch.from_numpy(iou)
 
 
 def _pairs(n):
     return n * (n - 1) / 2
 
 
+def numbers_of_segments(mask):
+    """How many values each mask (B, H, W) has, the background among them, 255 not: (B,) int64."""
+    return torch.tensor([int((each.unique() != NOWHERE).sum()) for each in torch.as_tensor(mask)])
+
+
+def score_states(states, threshold, masks=None, told=False):
+    """Score the islands of images, level by level, each image for itself.
+
+    Args:
+        states: (B, n, K, d), n = S * S columns, row-major.
+        threshold: least cosine of connected neighbours.
+        masks: a dictionary of (B, H, W) with the keys "parts", "objects", or one of them, as for
+            `against_mask`; None where the true segments are not known.
+        told: score also the clusters of the vectors, as many as each mask has values (`cluster`).
+
+    Returns:
+        A dictionary of (B, K) tensors on the CPU: `cosine`, mean cosine of neighbours; `number` of
+        islands; `inside`, share of columns in islands of two or more; with masks `parts_ari`,
+        `parts_iou`, `objects_ari`, `objects_iou`; if told also `clustered_parts_ari`, ... NaN where
+        an image has no such score.
+
+    Example:
+        >>> import torch
+        >>> states = torch.tensor([[1.0, 0], [2, 0], [0, 1], [1, 0]])[None, :, None]
+        >>> mask = torch.tensor([[[1, 1], [2, 1]]])
+        >>> scores = score_states(states, 0.8, {"parts": mask}, told=True)
+        >>> {name: score.item() for name, score in scores.items() if "parts" in name}
+        {'parts_ari': 1.0, 'parts_iou': 1.0, 'clustered_parts_ari': 1.0, 'clustered_parts_iou': 1.0}
+    """
+    cosines = neighbour_cosines(states)
+    labels = connected(*(c >= threshold for c in cosines))
+    scores = {"cosine": mean_cosine(*cosines).cpu()} | score_labels(labels, masks)
+    if told and masks:
+        numbers = [numbers_of_segments(mask) for mask in masks.values()]
+        for (name, mask), found in zip(masks.items(), cluster(states, numbers), strict=True):
+            fit = _fit(found, {name: mask})
+            scores |= {f"clustered_{key}": score for key, score in fit.items()}
+    return scores
+
+
+def score_labels(labels, masks=None):
+    """The scores of `score_states` that do not need vectors, of labels (B, K, S, S)."""
+    number, inside = count(labels)
+    return {"number": number, "inside": inside} | _fit(labels, masks or {})
+
+
+def _fit(labels, masks):
+    scores = {}
+    for name, mask in masks.items():
+        pairs = [against_mask(level, mask) for level in labels.unbind(1)]
+        ari, iou = zip(*pairs, strict=True)
+        scores |= {f"{name}_ari": torch.stack(ari, 1), f"{name}_iou": torch.stack(iou, 1)}
+    return scores
+
+
 class IslandScores(Metric):
-    """Means over images of `mean_cosine`, `count` and `against_mask`, level by level.
+    """Means over images of `score_states`, level by level.
 
     Args:
         levels: K.
@@ -86,52 +158,42 @@ class IslandScores(Metric):
 
     def __init__(self, levels):
         super().__init__()
-        names = *COLUMN_SCORES, *MASK_SCORES
-        self.add_state("sums", torch.zeros(len(names), levels), dist_reduce_fx="sum")
-        self.add_state("images", torch.zeros(len(names), levels), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(len(SCORES), levels), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros(len(SCORES), levels), dist_reduce_fx="sum")
         self.columns = 0
 
-    def update(self, labels, cosine=None, masks=None):
+    def update(self, labels, masks=None, scores=None):
         """Take in a batch of images.
 
         Args:
-            labels: (B, K, S, S), from `segment`.
-            cosine: (B, K), from `mean_cosine`; None where the labels do not come from vectors.
-            masks: a dictionary of (B, H, W) with the keys "parts", "objects", or one of them; None
-                where the true segments are not known.
+            labels: (B, K, S, S), from `segment`; None where `scores` has all.
+            masks: as for `score_states`.
+            scores: from `score_states`; None for those of the labels.
         """
-        self.columns = labels.shape[-1] ** 2
-        scores = dict(zip(("number", "inside"), count(labels), strict=True))
-        if cosine is not None:
-            scores["cosine"] = cosine
-        for name, mask in (masks or {}).items():
-            pairs = [against_mask(level, mask) for level in labels.unbind(1)]
-            ari, iou = zip(*pairs, strict=True)
-            scores |= {f"{name}_ari": torch.stack(ari, 1), f"{name}_iou": torch.stack(iou, 1)}
-        for i, name in enumerate((*COLUMN_SCORES, *MASK_SCORES)):
+        if scores is None:
+            self.columns = labels.shape[-1] ** 2
+            scores = score_labels(labels, masks)
+        for i, name in enumerate(SCORES):
             if name in scores:
                 values = scores[name].to(self.sums)
                 self.sums[i] += values.nansum(0)
                 self.images[i] += values.isfinite().sum(0)
 
-    def update_states(self, states, threshold, masks=None):
-        """Take in the states (B, n, K, d) of a batch; neighbours are connected from a cosine of
-        `threshold` on. `masks` as for `update`."""
-        cosines = neighbour_cosines(states)
-        labels = connected(*(c >= threshold for c in cosines))
-        self.update(labels, mean_cosine(*cosines), masks)
+    def update_states(self, states, threshold, masks=None, told=False):
+        """Take in the states (B, n, K, d) of a batch; the arguments are those of `score_states`."""
+        self.columns = states.shape[1]
+        self.update(None, scores=score_states(states, threshold, masks, told))
 
     def compute(self):
         """The means, as a list with a dictionary for every level.
 
-        Keys: `cosine`, mean cosine of neighbours; `number` of islands; `size`, columns an island;
-        `inside`, share of columns in islands of two or more; `parts_ari`, `parts_iou`,
-        `objects_ari`, `objects_iou`, against masks. A score that is not known has no key.
+        Its keys are those of `score_states`, and `size`, columns an island. A score that is not
+        known has no key.
         """
         means = (self.sums / self.images).mT.tolist()
         levels = []
         for values in means:
-            named = zip((*COLUMN_SCORES, *MASK_SCORES), values, strict=True)
+            named = zip(SCORES, values, strict=True)
             level = {name: value for name, value in named if not math.isnan(value)}
             if "number" in level:
                 level["size"] = self.columns / level["number"]

@@ -6,6 +6,7 @@ from torch import nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from agglomerator.islands.clusters import PositionShare
 from agglomerator.islands.scores import IslandScores
 
 
@@ -59,7 +60,7 @@ class RunMetrics(nn.Module):
         self.val_loss, self.val_accuracy = mean(), accuracy()
         self.test_loss, self.top5 = mean(), accuracy(min(5, n_classes))
         self.confusion = MulticlassConfusionMatrix(n_classes, validate_args=False)
-        self.islands = IslandScores(levels)
+        self.islands, self.position = IslandScores(levels), PositionShare()
 
     def _apply(self, fn, recurse=True):
         # `fn` may change the type and the device of a tensor; follow it to the device alone.

@@ -201,6 +201,7 @@ class LitAgglomerator(LightningModule):
         loss, logits, levels = self._evaluate(batch, batch_idx, self.settings.test_time_flip)
         metrics = self.metrics
         metrics.islands.update_states(levels, self.settings.island_threshold)
+        metrics.position.update(levels)
         metrics.confusion(logits, batch[1])
         metrics.top5(logits, batch[1])
         metrics.test_loss(loss.expand(len(batch[1])))

@@ -57,6 +57,26 @@ def _fingerprint(folder):
     return digest.hexdigest()
 
 
+def splits_of(folder):
+    """Which folder below a data set's holds "train", "test" and, if it has its own, "val".
+
+    Raises:
+        UserError: there is neither test/ nor val/.
+    """
+    has = {name for name in ("test", "val") if (folder / name).is_dir()}
+    if not has:
+        raise UserError(f"{folder}: has no test/ folder (nor val/); put {LAYOUT} there.")
+    if has == {"val"}:
+        return {"train": "train", "test": "val"}
+    return {"train": "train"} | {name: name for name in sorted(has)}
+
+
+def has_masks(folder, split="test"):
+    """Whether a folder has images in `split`/ and a folder of masks for them (`data/masks.py`)."""
+    kinds = "parts", "objects"
+    return (folder / split).is_dir() and any((folder / k / split).is_dir() for k in kinds)
+
+
 def read_folder(settings, split, size):
     """The images of "train", "val" or "test", in the order of classes and file names.
 
@@ -77,15 +97,7 @@ def read_folder(settings, split, size):
         UserError: something is wrong with the folder or an image. The message names it.
     """
     folder = folder_of(settings)
-    names = {"train": "train"}
-    if (folder / "test").is_dir():
-        names["test"] = "test"
-        if (folder / "val").is_dir():
-            names["val"] = "val"
-    elif (folder / "val").is_dir():
-        names["test"] = "val"
-    else:
-        raise UserError(f"{folder}: has no test/ folder (nor val/); put {LAYOUT} there.")
+    names = splits_of(folder)
     if split not in names:
         return None
     classes = _listing(folder / "train")[0]
@@ -112,7 +124,8 @@ def read_folder(settings, split, size):
 
 
 def pages_of_files(settings, rows=8):
-    """The images of --images, a file or a folder, `rows` at a time.
+    """The images of --images, a file or a folder, `rows` at a time; of a folder that has masks
+    beside its test/ (`data/masks.py`), `rows` of the images in test/.
 
     Yields:
         (images, names): (B, n_channels, image_size, image_size) uint8, and names of the files.
@@ -124,11 +137,16 @@ def pages_of_files(settings, rows=8):
     s, path = settings, Path(settings.images)
     if not path.exists():
         raise UserError(f"--images={path}: there is no such file or folder; check the path.")
-    paths, others = ([str(path)], Counter()) if path.is_file() else _images_below(path)
+    masked = has_masks(path)
+    within = path / "test" if masked else path
+    paths, others = ([str(path)], Counter()) if path.is_file() else images_below(within)
     if not paths:
         raise UserError(f"--images={path}: there is no image in it{_no_images(others)}.")
     if others:
         say(f"--images={path}: left out{_no_images(others)}.")
+    if masked and len(paths) > rows:
+        say(f"--images={path}: {rows} of the {len(paths)} images in test/ are drawn.")
+        paths = [paths[i * len(paths) // rows] for i in range(rows)]
     numbers = list(range(len(paths)))
     files = ImageFiles(paths, numbers, paths, s.image_size, s.n_channels, s.skip_unreadable)
     none_read = True
@@ -152,7 +170,7 @@ def _listing(folder):
             raise UserError(f"{path}: a link that leads nowhere; correct it or remove it.")
         if not path.is_dir() or not _is_to_read(str(path), top, set()):
             continue
-        found, no_images = _images_below(path, top)
+        found, no_images = images_below(path, top)
         if not found:
             raise UserError(
                 f"{path}: an empty class: no image in it{_no_images(no_images)}; add images or "
@@ -175,12 +193,12 @@ def _listing(folder):
 
 def _entries(folder):
     try:
-        return [path for path in folder.iterdir() if not _is_hidden(path.name)]
+        return [path for path in folder.iterdir() if not is_hidden(path.name)]
     except OSError as error:
         _refuse(error)
 
 
-def _images_below(folder, top=None):
+def images_below(folder, top=None):
     """The images in a folder and the folders below it. Each folder is read once.
 
     Args:
@@ -201,9 +219,9 @@ def _images_below(folder, top=None):
         ]
         for name in names:
             ending = os.path.splitext(name)[1].lower()
-            if ending in known and not _is_hidden(name):
+            if ending in known and not is_hidden(name):
                 paths.append(os.path.join(place, name))
-            elif not _is_hidden(name):
+            elif not is_hidden(name):
                 others[ending or "without an ending"] += 1
     return sorted(paths), others
 
@@ -214,7 +232,8 @@ def _endings():
     return {end for end, kind in Image.registered_extensions().items() if kind in readable}
 
 
-def _is_hidden(name):
+def is_hidden(name):
+    """Whether a file or folder of this name is none of the user's."""
     return name.startswith(".") or name in OF_SYSTEMS
 
 
@@ -230,7 +249,7 @@ def _is_to_read(path, top, seen):
         or _is_within(top, real)
         or _is_within(os.path.realpath(os.path.dirname(path)), real)
     )
-    if _is_hidden(os.path.basename(path)) or leads_back or real in seen:
+    if is_hidden(os.path.basename(path)) or leads_back or real in seen:
         return False
     seen.add(real)
     return True

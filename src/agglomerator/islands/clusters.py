@@ -1,0 +1,126 @@
+"""The vectors of a level clustered into a given number of segments, and what position explains.
+
+Other papers on such networks report clusters that are told the true number of segments (Miyato et
+al. 2025, "Artificial Kuramoto Oscillatory Neurons"). Islands are told a threshold instead.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.cluster.hierarchy import linkage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial.distance import squareform
+
+from agglomerator.util.precision import upcast
+
+
+def average_linkage(vectors):
+    """The merges of agglomerative clustering, average linkage on the cosine distance.
+
+    They are those of scikit-learn's `AgglomerativeClustering`, which would begin anew for every
+    number of clusters.
+
+    Args:
+        vectors: (n, d).
+
+    Returns:
+        (n - 1, 2) integers, in the order of merging: vectors are 0 to n - 1, what merge i makes is
+        n + i.
+    """
+    unit = F.normalize(upcast(vectors), dim=-1)
+    if len(unit) == 1:
+        return np.empty((0, 2), int)
+    distances = (1 - unit @ unit.T).clamp_(min=0).cpu().numpy()
+    return linkage(squareform(distances, checks=False), "average")[:, :2].astype(int)
+
+
+def cut(merges, number):
+    """The clusters before the last merges.
+
+    Args:
+        merges: (n - 1, 2), from `average_linkage`.
+        number: of clusters; at most n are made.
+
+    Returns:
+        (n,) labels from 0.
+
+    Example:
+        >>> import torch
+        >>> cut(average_linkage(torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.1]])), 2).tolist()
+        [0, 1, 0]
+    """
+    n = len(merges) + 1
+    done = merges[: max(n - number, 0)]
+    made = n + np.arange(len(done))
+    edges = np.concatenate((made, made)), done.T.ravel()
+    graph = coo_array((np.ones(len(edges[0]), np.int8), edges), shape=(2 * n, 2 * n))
+    labels = connected_components(graph, directed=False)[1][:n]
+    return np.unique(labels, return_inverse=True)[1]
+
+
+def cluster(states, numbers):
+    """Cluster the columns of images, level by level, into given numbers of clusters.
+
+    Args:
+        states: (B, n, K, d), n = S * S columns, row-major.
+        numbers: a list of (B,) integers: each gives every image a number of clusters.
+
+    Returns:
+        For each of `numbers`, labels (B, K, S, S) int64.
+
+    Example:
+        >>> import torch
+        >>> states = torch.tensor([[1.0, 0], [2, 0], [0, 1], [1, 0]])[None, :, None]
+        >>> cluster(states, [torch.tensor([2])])[0].tolist()
+        [[[[0, 0], [1, 0]]]]
+    """
+    n_images, n, n_levels, _ = states.shape
+    found = np.empty((len(numbers), n_images, n_levels, n), np.int64)
+    for i, image in enumerate(states.transpose(1, 2)):
+        for k, vectors in enumerate(image):
+            merges = average_linkage(vectors)
+            for each, number in zip(found, numbers, strict=True):
+                each[i, k] = cut(merges, int(number[i]))
+    side = round(n**0.5)
+    return list(torch.from_numpy(found).unflatten(-1, (side, side)))
+
+
+class PositionShare:
+    """The share of the variance of unit vectors that their place in the image explains, by level.
+
+    It is the variance over places of the mean over images, divided by the variance over places and
+    images. 1: all images have the same levels. 0: a place tells nothing. Of N images whose vectors
+    are drawn at random it is 1/N.
+
+    Example:
+        >>> import torch
+        >>> share = PositionShare()
+        >>> share.update(torch.eye(4)[None, :, None].expand(3, -1, -1, -1))
+        >>> share.compute()
+        [1.0]
+    """
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        self.sums, self.squares, self.images = 0, 0, 0
+
+    def update(self, states):
+        """Take in the states (B, n, K, d) of a batch. The sums stay on their device."""
+        unit = F.normalize(upcast(states.detach()), dim=-1)
+        # Levels that hardly vary need it; Apple's GPUs do not have it.
+        exact = torch.float32 if unit.device.type == "mps" else torch.float64
+        self.sums = self.sums + unit.sum(0, dtype=exact)  # (n, K, d)
+        self.squares = self.squares + unit.square().sum((0, 1, 3), dtype=exact)  # (K,)
+        self.images += len(states)
+
+    def compute(self):
+        """A list with a number for each level; NaN where all vectors are equal."""
+        at_place = self.sums.cpu().double() / self.images
+        squares = self.squares.cpu().double() / (self.images * len(at_place))
+        middle = at_place.mean(0).square().sum(-1)
+        between = at_place.square().sum(-1).mean(0) - middle
+        whole = squares - middle
+        return (between / whole).where(whole > 1e-9, torch.nan).tolist()
