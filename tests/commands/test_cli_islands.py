@@ -55,10 +55,20 @@ def test_scores_of_a_test_are_those_of_its_islands(stage_one_checkpoint, tmp_pat
         "--exp_name=tested",
         "--mode=test",
         "--island_threshold=0.5",
+        "--plot_islands",
+        "--figure_format=pdf",
         f"--load_checkpoint_dir={stage_one_checkpoint}",
     )
     record = json.loads((tmp_path / "tested" / "test_contrastive.json").read_text())["islands"]
     assert record["threshold"] == 0.5 and len(record["rows"]) == 2
+    names = (
+        "islands/contrastive_test",
+        "islands/contrastive_test_iterations",
+        "confusion_contrastive",
+    )
+    for name in names:
+        assert is_picture(tmp_path / "tested" / f"{name}.png") and f"{name}.pdf" in result.stdout
+        assert (tmp_path / "tested" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     assert "level 1" in result.stdout and "cosine of at least 0.5" in result.stdout
 
     model = load_checkpoint(stage_one_checkpoint)
