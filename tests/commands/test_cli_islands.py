@@ -55,10 +55,20 @@ def test_scores_of_a_test_are_those_of_its_islands(stage_one_checkpoint, tmp_pat
         "--exp_name=tested",
         "--mode=test",
         "--island_threshold=0.5",
+        "--plot_islands",
+        "--figure_format=pdf",
         f"--load_checkpoint_dir={stage_one_checkpoint}",
     )
     record = json.loads((tmp_path / "tested" / "test_contrastive.json").read_text())["islands"]
     assert record["threshold"] == 0.5 and len(record["rows"]) == 2
+    names = (
+        "islands/contrastive_test",
+        "islands/contrastive_test_iterations",
+        "confusion_contrastive",
+    )
+    for name in names:
+        assert is_picture(tmp_path / "tested" / f"{name}.png") and f"{name}.pdf" in result.stdout
+        assert (tmp_path / "tested" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     assert "level 1" in result.stdout and "cosine of at least 0.5" in result.stdout
 
     model = load_checkpoint(stage_one_checkpoint)
@@ -93,6 +103,37 @@ def test_islands_of_test_images_and_of_own_ones(stage_one_checkpoint, tmp_path):
     names = "images.png", "images_iterations.png", "images_2.png", "images_2_iterations.png"
     assert all(is_picture(folder / name) and name in result.stdout for name in names)
     assert (folder / "projection.npz").read_bytes() == projection
+
+
+def test_chosen_test_images_as_png_and_vectors(stage_one_checkpoint, tmp_path):
+    flags = "--exp_name=drawn", "--mode=islands", f"--load_checkpoint_dir={stage_one_checkpoint}"
+    flags = *flags, "--images=3,10-17", "--figure_format"
+    said = small_run(tmp_path, *flags, "svg", "--figure_dpi=50").stdout
+    folder = tmp_path / "drawn" / "islands"
+    names = "test", "test_iterations", "test_2", "test_2_iterations"
+    for name in names:
+        assert is_picture(folder / f"{name}.png") and str(folder / f"{name}.svg") in said
+        assert b"<svg" in (folder / f"{name}.svg").read_bytes()
+    assert not (folder / "test_3.png").exists()
+    with Image.open(folder / "test.png") as picture:
+        width = picture.width
+    small_run(tmp_path, *flags, "pdf", "--figure_dpi=100")
+    with Image.open(folder / "test.png") as picture:
+        assert picture.width == pytest.approx(2 * width, abs=1)
+    assert (folder / "test.pdf").read_bytes().startswith(b"%PDF")
+    wrong = *SMALL, f"--output_dir={tmp_path}", *flags[:-2], "png"
+    for numbers in ("3-2", "0,9000"):
+        said = run_main(*wrong[:-1], f"--images={numbers}", ok=False).stderr
+        assert said.startswith(f"error: --images={numbers}: digits has the test images 0 to ")
+
+
+def test_islands_of_the_parts_that_a_data_set_knows(tmp_path):
+    flags = "--mode=islands", "--images=0", "--load_checkpoint_dir=pretrained:PartWhole"
+    flags = *flags, "--figure_format=svg", f"--output_dir={tmp_path}"
+    run_main("--flagfile=config/config_PartWhole_islands.cfg", *flags)
+    picture = next(tmp_path.glob("*/islands/test.svg")).read_text()
+    for text in ("true parts", "true objects", "level 1"):
+        assert f"<!-- {text} -->" in picture
 
 
 def test_own_images_that_cannot_be_drawn(stage_one_checkpoint, tmp_path):

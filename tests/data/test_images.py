@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
+from agglomerator.config import Settings
 from agglomerator.data.decode import UnreadableImage, read_image, to_8_bits
+from agglomerator.data.images import photographs
 
 GRAY, RGB, GRAY_ALPHA, RGB_ALPHA = 0, 2, 4, 6  # PNG's types of colour
 
@@ -193,3 +195,16 @@ def test_beyond_the_limits(tmp_path):
         with pytest.raises(UnreadableImage, match=words) as error:
             read(path)
         assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_photographs_keep_their_own_pixels_within_limits(tmp_path):
+    pixels = np.random.default_rng(0).integers(255, size=(600, 900, 3), dtype=np.uint8)
+    paths = []
+    for side in (20, 100, 600):
+        paths.append(tmp_path / f"{side}.png")
+        Image.fromarray(pixels[:side, : side * 3 // 2]).save(paths[-1])
+    small, own, large = photographs(paths, Settings(image_size=32))
+    assert [image.shape for image in (small, own, large)] == [(3, s, s) for s in (32, 100, 256)]
+    assert (own.numpy() == pixels[:100, 25:125].transpose(2, 0, 1)).all()
+    (middle,) = photographs(paths[1:2], Settings(image_size=32, n_channels=1), margin=1.25)
+    assert (middle == read_image(paths[1], 100, 1)[:, 10:90, 10:90]).all()

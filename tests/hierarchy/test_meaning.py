@@ -157,12 +157,14 @@ def digits_hierarchy(tmp_path):
 
 def test_freeze_draws_and_scores(stage_two_checkpoint, digits_hierarchy, tmp_path):
     flags = f"--load_checkpoint_dir={stage_two_checkpoint}", f"--hierarchy={digits_hierarchy}"
-    result = small_run(tmp_path, "--exp_name=f", "--mode=freeze", "--logger=tensorboard", *flags)
+    flags = "--logger=tensorboard", "--figure_format=svg", *flags
+    result = small_run(tmp_path, "--exp_name=f", "--mode=freeze", *flags)
     folder = tmp_path / "f"
     record = json.loads((folder / "embedding.json").read_text())
     for name in ("embedding", "dendrogram"):
         assert (folder / f"{name}.png").read_bytes().startswith(PNG)
         assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert b"<svg" in (folder / f"{name}.svg").read_bytes()
     assert record["classified_by"] == "classifier"
     assert record["super_classes"]["straight"] == ["1", "4", "7"]
     x, labels = np.load(folder / "features_test.npy"), np.load(folder / "labels_test.npy")

@@ -1,3 +1,5 @@
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from agglomerator.islands.figures import (
     draw_levels,
     evenly_spaced,
 )
+from agglomerator.islands.panels import TINT, outlines, over_photographs
 from agglomerator.islands.projection import Projection, to_srgb
 
 
@@ -90,11 +93,109 @@ def test_one_row_an_image_with_outlines_and_numbers():
     assert found.count("2 islands") == 5 and found.count("1 island") == 1
     assert "level 0\n(parts)" in found and "level 2\n(whole)" in found
     (outline, _) = (c for c in figure.axes[1].collections if isinstance(c, LineCollection))
-    assert [segment.tolist() for segment in outline.get_segments()] == [
-        [[-0.5, 0.5], [0.5, 0.5]],
-        [[0.5, 0.5], [1.5, 0.5]],
-    ]
+    assert [segment.tolist() for segment in outline.get_segments()] == [[[-0.5, 0.5], [1.5, 0.5]]]
     assert not figure.axes[7].collections[0].get_segments()
+
+
+def cells(lines):
+    """The borders of cells that lines lie on, each as (x, y) of its middle."""
+    middles = []
+    for start, end in lines:
+        steps = round(abs(end - start).sum())
+        middles += [tuple(start + (end - start) * (i + 0.5) / steps) for i in range(steps)]
+    return middles
+
+
+def test_outlines_are_the_borders_between_islands():
+    labels = np.random.default_rng(0).integers(2, size=(9, 9))
+    expected = {(x + 0.5, y) for y, x in np.argwhere(labels[:, 1:] != labels[:, :-1])}
+    expected |= {(x, y + 0.5) for y, x in np.argwhere(labels[1:] != labels[:-1])}
+    found = cells(outlines(labels, 1))
+    assert set(found) == expected and len(found) == len(expected)
+
+
+def test_small_islands_have_no_lines_of_their_own():
+    labels = np.zeros((8, 8), dtype=np.uint8)
+    labels[2, 2] = 1  # a single column
+    assert len(cells(outlines(labels, 2))) == 4 and len(outlines(labels, 3)) == 0
+    labels[5, 3:7] = range(2, 6)  # four single columns, side by side
+    around = {(x, y) for x in range(3, 7) for y in (4.5, 5.5)} | {(2.5, 5), (6.5, 5)}
+    assert set(cells(outlines(labels, 3))) == around
+    assert len(outlines(np.arange(64).reshape(8, 8), 2)) == 0
+
+
+@pytest.fixture
+def photographs():
+    """Two photographs, (3, 90, 90) and (3, 128, 128), and columns 8 x 8 that see left and right."""
+    left = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1]).expand(8, 8)
+    states = torch.eye(2)[left.flatten()].expand(2, 64, 2).unsqueeze(2)  # (2, 64, 1, 2)
+    draw = torch.Generator().manual_seed(0)
+    sizes = (3, 90, 90), (3, 128, 128)
+    return [torch.randint(256, size, dtype=torch.uint8, generator=draw) for size in sizes], states
+
+
+def test_islands_lie_over_photographs(tmp_path, photographs):
+    images, states = photographs
+    album = IslandFigures(tmp_path, 0.8)
+    figure = album.levels(images, ["a.jpg", "b.jpg"], states, "title")
+    _, first, shown, second = figure.axes
+    assert shown.images[0].get_array().shape[:2] == (128, 128)
+    colours = album.projection.colours(states)[0, 0, 0, [0, 7]]
+    for ax in (first, second):
+        picture = ax.images[0].get_array()
+        side, border = len(picture), len(picture) * 3 // 8
+        halves = picture[:, :border], picture[:, border:]
+        assert side >= 256 and side % 8 == 0
+        for half, colour in zip(halves, colours, strict=True):
+            pale = (half - TINT * colour) / (1 - TINT)
+            assert np.ptp(pale) > 0.2 and pale.min() > 0.1 and pale.max() < 0.99
+        assert ax.collections[0].get_segments()[0].tolist() == [[2.5, -0.5], [2.5, 7.5]]
+        assert ax.images[0].get_extent() == [-0.5, 7.5, 7.5, -0.5]
+        assert ax.get_xlabel() == "2 islands"
+    assert "Tint" in figure.get_supxlabel() and "cosine of 0.8" in figure.get_supxlabel()
+
+
+def test_coloured_cells_where_images_are_small_or_columns_few(photographs):
+    images, _ = photographs
+    assert over_photographs(images, 8) and not over_photographs(images, 7)
+    assert not over_photographs([torch.zeros(1, 28, 28), torch.zeros(3, 63, 200)], 16)
+
+
+def test_true_segments_stand_beside_the_islands(tmp_path, photographs):
+    images, states = photographs
+    parts = torch.zeros(2, 64, 64, dtype=torch.uint8)
+    parts[0, :32, :32], parts[0, 40:, 40:], parts[0, :8, 60:] = 1, 7, 255
+    figure = IslandFigures(tmp_path, 0.8).levels(images, "ab", states, "title", {"parts": parts})
+    ax, none = figure.axes[2], figure.axes[5]
+    assert ax.get_title() == "true parts" and ax.get_xlabel() == "2 segments"
+    assert "not scored" in figure.get_supxlabel() and not none.get_visible()
+    lines = set(cells(ax.collections[0].get_segments()))
+    assert {(31.5, 0), (0, 31.5), (39.5, 63), (63, 39.5), (59.5, 0), (63, 7.5)} <= lines
+    picture = ax.images[0].get_array()
+    places = picture[10:100, 10:100], picture[-90:, -90:], picture[140:155, 20:150]
+    one, seven, background = (place.mean((0, 1)) for place in places)
+    assert np.ptp(one) > 0.1 and np.ptp(seven) > 0.1 and np.ptp(background) < 0.03
+    assert abs(one - seven).max() > 0.1 and picture[:20, -15:].max() < background.mean()
+
+
+def test_figures_of_every_format(tmp_path, photographs):
+    images, states = photographs
+    album = IslandFigures(tmp_path, 0.8)
+    figure = album.levels(images, ["a", "ü$中"], states, "title")
+    written = album.write("x", figure, ("png", "pdf", "svg"), 50)
+    before = [path.read_bytes() for path in written]
+    assert [path.name for path in written] == ["x.png", "x.pdf", "x.svg"]
+    assert before[1].startswith(b"%PDF") and b"/Type3" not in before[1]
+    assert b"/Width 256" in before[1]  # photographs keep their pixels
+    assert ElementTree.fromstring(before[2]).tag.endswith("svg")
+    with Image.open(written[0]) as picture:
+        width = picture.width
+    figure = album.levels(images, ["a", "ü$中"], states, "title")
+    album.write("x", figure, ("png", "pdf", "svg"), 50)
+    assert [path.read_bytes() for path in written] == before
+    album.write("x", figure, dpi=100)
+    with Image.open(written[0]) as picture:
+        assert picture.width == pytest.approx(2 * width, abs=1)
 
 
 def test_iterations_in_a_row_and_no_more_than_fit():

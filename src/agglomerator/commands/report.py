@@ -129,7 +129,7 @@ def python():
 
 
 def write_test(folder, record, classes):
-    """Write the record of a test as JSON, and its confusion matrix as CSV and PNG.
+    """Write the record of a test as JSON, and its confusion matrix as CSV and as a picture.
 
     Args:
         folder: the `RunFolder`.
@@ -140,16 +140,15 @@ def write_test(folder, record, classes):
         The paths written.
     """
     confusion = np.array(record["confusion_matrix"])
-    paths = [folder.test_record, *(folder.confusion.with_suffix(end) for end in (".csv", ".png"))]
+    paths = [folder.test_record, folder.confusion.with_suffix(".csv")]
     write_json(paths[0], record, indent=2)
     with written_whole(paths[1]) as file:
         table = csv.writer(file)
         table.writerow(["true \\ predicted", *classes])
         for name, row in zip(classes, confusion.tolist(), strict=True):
             table.writerow([name, *row])
-    with written_whole(paths[2], "wb") as file:
-        draw_confusion(confusion, classes, record).savefig(file, dpi=120)
-    return paths
+    figure = draw_confusion(confusion, classes, record)
+    return paths + figure.write(folder.confusion, folder.figure_kinds, folder.figure_dpi)
 
 
 def record_of(module, checkpoint, loss):

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from agglomerator.config.setting import setting
 
+FIGURE_FORMATS = "png", "pdf", "svg"
+
 
 @dataclass(frozen=True)
 class PictureSettings:
@@ -27,10 +29,20 @@ class PictureSettings:
     images: str | None = setting(
         "pictures",
         None,
-        "Your own image file, or a folder of images, for --mode=islands. None: images of the test "
-        "set. Islands are scored if it holds test/<folder>/x.jpg and the masks parts/test/<folder>/"
-        "x.png or objects/test/<folder>/x.png: one channel, 0 background, 1 to 254 the segments, "
-        "255 counts nowhere.",
+        "For --mode=islands: your own image file, a folder of images, or numbers of test images, "
+        "from 0, as 3,10-12. None: the first test image of each of six classes. Islands are scored "
+        "if a folder holds test/<folder>/x.jpg and the masks parts/test/<folder>/x.png or objects/"
+        "test/<folder>/x.png: one channel, 0 background, 1 to 254 the segments, 255 counts "
+        "nowhere.",
+    )
+    figure_format: str = setting(
+        "pictures",
+        "png",
+        "Format of pictures for papers, pdf or svg; they are written beside those as PNG.",
+        choices=FIGURE_FORMATS,
+    )
+    figure_dpi: int = setting(
+        "pictures", 150, "Dots an inch of pictures as PNG, but of the live view.", low=10, high=1200
     )
     logger: str = setting(
         "pictures",

@@ -54,6 +54,11 @@ class Settings(
         return "supervised" if self.supervise else "contrastive"
 
     @property
+    def figure_kinds(self):
+        """Endings of the files of a picture."""
+        return tuple(dict.fromkeys(("png", self.figure_format)))
+
+    @property
     def n_iters(self):
         """Iterations T of the column loop."""
         return 2 * self.levels if self.iters is None else self.iters

@@ -81,6 +81,21 @@ def upright_size(path):
         raise UnreadableImage(f"{path}: cannot be read as an image ({error}).") from None
 
 
+def read_photograph(path, least, most, n_channels):
+    """Read an image file as `read_image` does, but the middle square at its own resolution: of at
+    least `least` and at most `most` pixels a side.
+
+    Raises:
+        UnreadableImage: the file cannot be read.
+    """
+    try:
+        with Image.open(path, formats=formats()) as image:
+            side = min(image.size)
+    except Exception:  # read_image tells why
+        side = least
+    return read_image(path, min(max(side, least), most), n_channels)
+
+
 def pixels_of(image, size, n_channels):
     """A Pillow image of any mode and size, as `read_image` would return it."""
     return _square(_of_8_bits(image.copy()), size, n_channels)

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from agglomerator.data.decode import UnreadableImage, read_image
+from agglomerator.data.decode import UnreadableImage, read_image, read_photograph
+from agglomerator.data.transforms import center_crop
 from agglomerator.util.terminal import say
 
 
@@ -139,6 +140,27 @@ class ImageFiles(Dataset):
             say(f"{total - done} of {total} images cannot be read and are left out.")
         read = read[:done]
         return ImageSet(images[:done], self.labels[read], self.classes, paths=self.paths[read])
+
+
+def photographs(paths, settings, margin=1.0, most=256):
+    """Image files as people have them, to show what a network sees in them.
+
+    Args:
+        paths: of the files.
+        settings: of the network.
+        margin: of the data set's entry; the middle is cut out, as for the network.
+        most: greatest side of what is returned, in pixels.
+
+    Returns:
+        A list of (n_channels, H, H) uint8: the middle square at its own resolution, or at
+        image_size if that is finer.
+
+    Raises:
+        UnreadableImage: a file cannot be read as an image.
+    """
+    sides = round(settings.image_size * margin), round(most * margin)
+    found = (read_photograph(os.fsdecode(path), *sides, settings.n_channels) for path in paths)
+    return [center_crop(image, round(image.shape[-1] / margin)) for image in found]
 
 
 def numbered(images):

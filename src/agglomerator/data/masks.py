@@ -136,6 +136,26 @@ def masks_beside(folder, split, images, size):
     return found
 
 
+def masks_of(paths, settings):
+    """The masks of some of the images below --images, for pictures.
+
+    Returns:
+        A dictionary of (B, S, S) uint8 arrays, S = image_size, with the keys "parts", "objects" or
+        one of them; None if no masks lie beside the folder's test/.
+    """
+    folder = None if settings.images is None else masked_folder(settings)
+    if folder is None:
+        return None
+    masks = {}
+    for kind in MASKS:
+        names = [os.path.relpath(path, folder / "test") for path in paths]
+        wanted = [f"{os.path.splitext(folder / kind / 'test' / name)[0]}.png" for name in names]
+        found = [path if os.path.isfile(path) else None for path in wanted]
+        if any(found):
+            masks[kind] = MaskFiles(found, paths, settings.image_size)[range(len(paths))]
+    return masks
+
+
 def _first(paths):
     return paths[0] if paths else "of its name"
 

@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import resize
 from agglomerator.hierarchy.marks import GRAY, Marks
 from agglomerator.hierarchy.points import Points
 from agglomerator.hierarchy.scores import ClassTree
-from agglomerator.util.files import write_json, written_whole
+from agglomerator.util.files import write_json
 from agglomerator.util.lettering import Figure
 from agglomerator.util.terminal import escaped
 
@@ -202,14 +202,13 @@ def draw(embedding, labels, scored, settings, data):
 
 
 def write(folder, record, figures):
-    """Write a record, and each figure as .png and .pdf, into a `RunFolder`; returns the paths."""
+    """Write a record, and each figure as .png, .pdf and what --figure_format says, into a
+    `RunFolder`; returns the paths."""
     paths = [folder.frozen_record]
     write_json(paths[0], record)
     for name, figure in figures.items():
-        for kind in ("png", "pdf"):
-            paths.append(folder.figure(name, kind))
-            with written_whole(paths[-1], "wb") as file:
-                figure.savefig(file, format=kind, dpi=150)
+        kinds = tuple(dict.fromkeys(("png", "pdf", *folder.figure_kinds)))
+        paths += figure.write(folder.figure(name), kinds, folder.figure_dpi)
     return paths
 
 

@@ -1,16 +1,28 @@
 """Pictures of islands: figures from arrays, and the folder that keeps their one projection."""
 
+import math
+
 import numpy as np
-from matplotlib.collections import LineCollection
 from PIL import Image
 
+from agglomerator.islands.panels import (
+    NARROW,
+    NOT_SCORED,
+    least_outlined,
+    over_photographs,
+    show_image,
+    show_islands,
+    show_mask,
+)
 from agglomerator.islands.projection import Projection
-from agglomerator.islands.segments import count, segment
+from agglomerator.islands.segments import segment
 from agglomerator.util.files import written_whole
 from agglomerator.util.lettering import Figure, as_drawn
 
 MOST_PANELS = 8  # levels or iterations in a row
-WIDTH, PANEL = 9.0, 1.2  # inches: greatest width of a figure, greatest side of a panel
+WIDTH = 9.0  # inches: greatest width of a figure
+PANEL, LARGE_PANEL = 1.2, 1.9  # inches: greatest side of a panel of cells, of a photograph
+LETTERS = 14  # of a note, an inch
 DPI = 100
 
 
@@ -40,65 +52,90 @@ class IslandFigures:
         if keep:
             self.projection.save(self.path)
 
-    def figures(self, images, names, states, title):
+    def figures(self, images, names, states, title, masks=None):
         """The two figures of some images: `levels` of all images after the last iteration, and
         `iterations` of the first image.
 
         Args:
-            images: (B, C, H, W) uint8.
+            images: (B, C, H, W) uint8, or a list of B images (C, H, W), which may be larger than
+                what the network has seen.
             names: of the images.
             states: (T + 1, B, n, K, d), on the CPU.
             title: of the figures.
+            masks: true segments by name, as for `draw_levels`.
         """
         return (
-            self.levels(images, names, states[-1], title),
+            self.levels(images, names, states[-1], title, masks),
             self.iterations(images[0], names[0], states[:, 0], title),
         )
 
-    def levels(self, images, names, states, title):
+    def levels(self, images, names, states, title, masks=None):
         """Figure of `draw_levels` for images (B, C, H, W) with states (B, n, K, d)."""
-        return draw_levels(images, names, *self._islands(states), title, self._note(states))
+        note = self._note(states, images)
+        if masks:
+            note += f"\n{_note_of_masks(masks)}"
+        return draw_levels(images, names, *self._islands(states), title, note, masks)
 
     def iterations(self, image, name, states, title):
         """Figure of `draw_iterations` for an image (C, H, W) with states (T + 1, n, K, d)."""
         islands = self._islands(states)
         title = f"{title}: {name}, over the iterations"
-        return draw_iterations(image, *islands, title, self._note(states))
+        return draw_iterations(image, *islands, title, self._note(states, [image]))
 
     def _islands(self, states):
         """Colours (B, K, S, S, 3) and labels (B, K, S, S) of states (B, n, K, d)."""
-        if self.projection is None and not self.open(states):
-            self.fit(states)
+        self._ready(states)
         return self.projection.colours(states), segment(states, self.threshold)
 
-    def _note(self, states):
-        """What colours and lines mean in a picture of states (B, n, K, d)."""
+    def _ready(self, states):
+        if self.projection is None and not self.open(states):
+            self.fit(states)
+
+    def _note(self, states, images):
+        """What colours and lines mean in a picture of images with states (B, n, K, d)."""
+        self._ready(states)
         shares = self.projection.explained_variance(states)
         levels = evenly_spaced(len(shares))
         shares = ", ".join(f"{shares[level]:.0%} at level {level}" for level in levels)
+        side = math.isqrt(states.shape[1])
+        if over_photographs(images, side):
+            colours = "Tint: mean colour of an island; equal vectors of a level have equal colours."
+        else:
+            colours = "Equal vectors of a level have equal colours."
         return (
-            "Equal vectors of a level have equal colours. Like colours need not mean like vectors: "
-            f"colours show three axes, which hold {shares} of the variance.\n"
-            f"Lines surround islands: neighbours with a cosine of {self.threshold:g} or more."
+            f"{colours} Like colours need not mean like vectors: colours show three axes, which "
+            f"hold {shares} of the variance.\n"
+            f"Islands: neighbours with a cosine of {self.threshold:g} or more; single: of one "
+            f"column. Lines surround those of {least_outlined(side)} columns or more."
         )
 
-    def write(self, name, figure):
-        """Write a figure as a PNG file of this name; returns its path."""
-        path = self.folder / f"{name}.png"
-        with written_whole(path, "wb") as file:
-            figure.savefig(file, format="png", dpi=DPI)
-        return path
+    def write(self, name, figure, kinds=("png",), dpi=DPI):
+        """Write a figure as a file of this name for each of the kinds, such as "png" or "pdf";
+        returns their paths."""
+        return figure.write(self.folder / name, kinds, dpi)
 
 
-def draw_levels(images, names, colours, labels, title, note):
-    """The islands of images: a row for each image, with the input and its levels, lowest first.
+def _note_of_masks(masks):
+    unscored = any((np.asarray(mask) == NOT_SCORED).any() for mask in masks.values())
+    dark = " dark: not scored;" if unscored else ""
+    return f"True segments are tinted;{dark} background has no tint."
+
+
+def draw_levels(images, names, colours, labels, title, note, masks=None):
+    """The islands of images: a row for each image, with the input and its levels, lowest first, and
+    its true segments where they are known.
+
+    Islands are drawn over the image where it is large enough, as `over_photographs` tells, or else
+    as coloured cells.
 
     Args:
-        images: (B, C, H, W) uint8.
+        images: (B, C, H, W) uint8, or a list of B images (C, H, W) of any size.
         names: of the rows.
         colours: (B, K, S, S, 3), from `Projection.colours`.
         labels: (B, K, S, S), from `segment`.
         title, note: texts above and below.
+        masks: true segments, (B, H, W) integers by name, such as "parts": 0 background, 255 not
+            scored. None if they are not known.
 
     Returns:
         A matplotlib figure.
@@ -111,18 +148,25 @@ def draw_levels(images, names, colours, labels, title, note):
         ['input', 'level 0\\n(parts)', 'level 1\\n(whole)']
     """
     n_images, n_levels = colours.shape[:2]
-    levels = evenly_spaced(n_levels)
+    levels, masks = evenly_spaced(n_levels), masks or {}
+    large = over_photographs(images, labels.shape[-1])
     names = [_shorten(as_drawn(name)) for name in names]
-    margin = 0.08 * max(map(len, names))
-    figure, axes = _panels(n_images, 1 + len(levels), title, note, margin)
+    margin = 0.2 if large else 0.08 * max(map(len, names))
+    most = LARGE_PANEL if large else PANEL
+    panels = 1 + len(levels) + len(masks)
+    figure, axes, width = _panels(n_images, panels, title, note, most, margin)
+    placing = {"va": "center", "labelpad": 6} | ({} if large else {"rotation": 0, "ha": "right"})
     for i, row in enumerate(axes):
-        _show_image(row[0], images[i])
-        row[0].set_ylabel(names[i], rotation=0, ha="right", va="center", labelpad=6)
-        for ax, level in zip(row[1:], levels, strict=True):
-            _show_islands(ax, colours[i, level], labels[i, level])
-    axes[0, 0].set_title("input", fontsize=10)
-    for ax, level in zip(axes[0, 1:], levels, strict=True):
-        ax.set_title(_level_name(level, n_levels), fontsize=10)
+        show_image(row[0], images[i])
+        row[0].set_ylabel(names[i], **placing)
+        for ax, level in zip(row[1:], levels, strict=False):
+            ground = images[i] if large else None
+            show_islands(ax, colours[i, level], labels[i, level], width, ground)
+        for ax, mask in zip(row[1 + len(levels) :], masks.values(), strict=True):
+            show_mask(ax, mask[i], width, images[i])
+    titles = ["input", *(_level_name(level, n_levels) for level in levels)]
+    for ax, text in zip(axes[0], [*titles, *(f"true {name}" for name in masks)], strict=True):
+        ax.set_title(text, fontsize=10)
     return figure
 
 
@@ -130,7 +174,7 @@ def draw_iterations(image, colours, labels, title, note):
     """How the islands of one image form: a row for each level, lowest first, over the iterations.
 
     Args:
-        image: (C, H, W) uint8.
+        image: (C, H, W) uint8, of any size.
         colours: (T + 1, K, S, S, 3), from `Projection.colours`.
         labels: (T + 1, K, S, S), from `segment`.
         title, note: texts above and below.
@@ -147,51 +191,38 @@ def draw_iterations(image, colours, labels, title, note):
     """
     n_states, n_levels = colours.shape[:2]
     times, levels = evenly_spaced(n_states), evenly_spaced(n_levels)
-    figure, axes = _panels(len(levels), 1 + len(times), title, note)
-    _show_image(axes[0, 0], image)
+    large = over_photographs([image], labels.shape[-1])
+    most = LARGE_PANEL if large else PANEL
+    figure, axes, width = _panels(len(levels), 1 + len(times), title, note, most)
+    show_image(axes[0, 0], image)
     axes[0, 0].set_title("input", fontsize=10)
     for ax in axes[1:, 0]:
         ax.set_visible(False)
     for row, level in zip(axes[:, 1:], levels, strict=True):
         row[0].set_ylabel(_level_name(level, n_levels), fontsize=10)
         for ax, t in zip(row, times, strict=True):
-            _show_islands(ax, colours[t, level], labels[t, level])
+            ground = image if large else None
+            show_islands(ax, colours[t, level], labels[t, level], width, ground)
     for ax, t in zip(axes[0, 1:], times, strict=True):
         ax.set_title(f"t = {t}", fontsize=10)
     return figure
 
 
-def _panels(rows, columns, title, note, margin=0.0):
-    """A figure with texts, and its (rows, columns) axes; `margin` inches for the names of rows."""
-    panel = min(PANEL, (WIDTH - 1) / columns)
-    size = 0.4 + panel * columns + margin, 1.1 + (panel + 0.2) * rows
-    figure = Figure(figsize=size, layout="constrained")
+def _panels(rows, columns, title, note, most, margin=0.0):
+    """A figure with texts, its (rows, columns) axes, and their width: at most `most` inches.
+    `margin` inches are for the names of rows."""
+    panel = min(most, (WIDTH - 1) / columns)
+    below = 0.2 if panel > NARROW else 0.32
+    width = 0.4 + panel * columns + margin
+    lines = sum(math.ceil(len(line) / (LETTERS * width)) for line in note.split("\n"))
+    height = 0.9 + 0.14 * lines + (panel + below) * rows
+    figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(title, fontsize=11)
     figure.supxlabel(note, fontsize=8)
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
-    return figure, axes
-
-
-def _show_image(ax, image):
-    ax.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=255)
-
-
-def _show_islands(ax, colours, labels):
-    """Show colours (S, S, 3), the outlines of the islands in labels (S, S), and their number."""
-    side = len(labels)
-    number = int(count(labels)[0])
-    labels = labels.numpy()
-    ax.imshow(colours, interpolation="nearest")
-    rows, columns = (labels[:, 1:] != labels[:, :-1]).nonzero()
-    upright = [((x + 0.5, y - 0.5), (x + 0.5, y + 0.5)) for y, x in zip(rows, columns, strict=True)]
-    rows, columns = (labels[1:] != labels[:-1]).nonzero()
-    flat = [((x - 0.5, y + 0.5), (x + 0.5, y + 0.5)) for y, x in zip(rows, columns, strict=True)]
-    for width, colour in ((2.4, "white"), (1.0, "black")):
-        width *= min(1, 12 / side)
-        ax.add_collection(LineCollection(upright + flat, linewidths=width, colors=colour))
-    ax.set_xlabel(f"{number} island{'s' if number > 1 else ''}", fontsize=8, labelpad=2)
+    return figure, axes, panel
 
 
 def _shorten(name):

@@ -17,7 +17,7 @@ from PIL import Image
 from pytorch_lightning.callbacks import Callback
 
 from agglomerator.islands import window
-from agglomerator.islands.figures import IslandFigures, animate
+from agglomerator.islands.figures import DPI, IslandFigures, animate
 from agglomerator.islands.projection import load_arrays
 from agglomerator.util.files import written_whole
 from agglomerator.util.terminal import say
@@ -46,10 +46,12 @@ class IslandsView(Callback):
         folder: for the pictures and the projection. Later runs into this folder use both.
         stage: name of the stage, for file names.
         threshold: least cosine of connected neighbours.
+        kinds, dpi: of the pictures of a test. Live ones are PNG of `DPI`.
     """
 
-    def __init__(self, folder, stage, threshold):
+    def __init__(self, folder, stage, threshold, kinds=("png",), dpi=DPI):
         self.album, self.stage = IslandFigures(folder, threshold), stage
+        self.of_test = kinds, dpi
         self.frames = folder / "frames" / stage
         self.samples = None
         self.provisional = False
@@ -124,13 +126,14 @@ class IslandsView(Callback):
         title = f"Islands of agreement, {module.settings.exp_name}\n{when}"
         note = "\nprovisional colours" if self.provisional else ""
         figure = self.album.levels(images, names, states[-1], title + note)
-        paths = {"islands": self.album.write(name, figure)}
+        kept = self.of_test if test else ()
+        paths = {"islands": self.album.write(name, figure, *kept)[0]}
         if not test:
             self._keep_frame(paths["islands"], trainer.global_step, states[-1], title)
         WINDOW.show(paths["islands"])
         if log:
             figure = self.album.iterations(images[0], names[0], states[:, 0], title + note)
-            paths["iterations"] = self.album.write(f"{name}_iterations", figure)
+            paths["iterations"] = self.album.write(f"{name}_iterations", figure, *kept)[0]
             for logger in trainer.loggers:
                 log_pictures(logger, paths, trainer.global_step)
 
@@ -195,15 +198,20 @@ class IslandsView(Callback):
 
 
 def samples(subset, n_classes):
+    """The images of `sample_rows`: (B, C, H, W) uint8, and their labels (B,)."""
+    return subset.dataset[sample_rows(subset, n_classes)]
+
+
+def sample_rows(subset, n_classes):
     """The first image of each of the first classes that have images, at most SAMPLES.
 
     Returns:
-        images (B, C, H, W) uint8 and labels (B,).
+        (B,), indices of the subset's data set.
     """
     dataset, indices = subset.dataset, torch.as_tensor(list(subset.indices))
     of_class = ((dataset.labels[indices] == c).nonzero() for c in range(n_classes))
     first = islice((places[0] for places in of_class if len(places)), SAMPLES)
-    return dataset[indices[torch.cat(list(first))]]
+    return indices[torch.cat(list(first))]
 
 
 def states_of(module, views):

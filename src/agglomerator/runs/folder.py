@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from agglomerator.config.pictures import FIGURE_FORMATS
+
 SPLITS = "train", "val", "test"
 PREFIXES = {"contrastive": "", "supervised": "supervised_", "finetuned": "finetuned_"}
 
@@ -22,6 +24,8 @@ class RunFolder:
         islands: folder of pictures.
         frozen_record, test_record: figures of freeze and of a test, JSON.
         confusion: confusion matrix of a test, without the ending of the name.
+        figure_kinds: endings of the files of a picture.
+        figure_dpi: of pictures as PNG.
     """
 
     def __init__(self, settings):
@@ -36,20 +40,22 @@ class RunFolder:
         self.frozen_record = self.path / "embedding.json"
         self.test_record = self.path / f"test_{self.stage}.json"
         self.confusion = self.path / f"confusion_{self.stage}"
+        self.figure_kinds, self.figure_dpi = settings.figure_kinds, settings.figure_dpi
 
     def features(self, split):
         """Paths of the embeddings, of the labels, and of what tells the images of a split."""
         names = f"features_{split}.npy", f"labels_{split}.npy", f"images_{split}.csv"
         return [self.path / name for name in names]
 
-    def figure(self, name, kind):
-        """Path of a picture of the embedding: "embedding" or "dendrogram", png or pdf."""
-        return self.path / f"{name}.{kind}"
+    def figure(self, name):
+        """Path of a picture of the embedding, "embedding" or "dendrogram", without the ending."""
+        return self.path / name
 
-    def test_pictures(self):
-        """Paths of the pictures of islands that a test draws."""
-        ends = "", "_iterations"
-        return [self.islands / f"{self.stage}_test{end}.png" for end in ends]
+    def test_pictures(self, kinds=None):
+        """Paths of the pictures of islands that a test draws, of `figure_kinds` or others."""
+        names = f"{self.stage}_test", f"{self.stage}_test_iterations"
+        kinds = self.figure_kinds if kinds is None else kinds
+        return [self.islands / f"{name}.{kind}" for name in names for kind in kinds]
 
     def of_training(self):
         """All that a training leaves."""
@@ -57,12 +63,12 @@ class RunFolder:
 
     def of_test(self):
         """All that a test leaves, its record first."""
-        confusion = [self.confusion.with_suffix(end) for end in (".csv", ".png")]
-        return [self.test_record, *confusion, *self.test_pictures()]
+        confusion = [self.confusion.with_suffix(f".{end}") for end in ("csv", *FIGURE_FORMATS)]
+        return [self.test_record, *confusion, *self.test_pictures(FIGURE_FORMATS)]
 
     def of_freeze(self):
         """All that freeze leaves, its record first."""
         arrays = [path for split in SPLITS for path in self.features(split)]
         names = "embedding", "dendrogram"
-        figures = [self.figure(name, kind) for name in names for kind in ("png", "pdf")]
+        figures = [self.path / f"{name}.{kind}" for name in names for kind in FIGURE_FORMATS]
         return [self.frozen_record, *arrays, *figures]

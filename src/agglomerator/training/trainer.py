@@ -49,7 +49,9 @@ def build_trainer(settings, training, callbacks=(), logs=True):
         callbacks[:0] = Pace(s.batch_size), StopUnlessFinite()
     version = s.stage if training else f"{s.stage}_test"
     if s.plot_islands and s.mode != "freeze":
-        callbacks.append(IslandsView(folder.islands, s.stage, s.island_threshold))
+        callbacks.append(
+            IslandsView(folder.islands, s.stage, s.island_threshold, s.figure_kinds, s.figure_dpi)
+        )
     devices, num_nodes = devices_of(s)
     prepare_strategies(s.blind)
     if training:

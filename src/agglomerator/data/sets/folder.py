@@ -128,7 +128,7 @@ def pages_of_files(settings, rows=8):
     beside its test/ (`data/masks.py`), `rows` of the images in test/.
 
     Yields:
-        (images, names): (B, n_channels, image_size, image_size) uint8, and names of the files.
+        (images, paths): (B, n_channels, image_size, image_size) uint8, and paths of the files.
 
     Raises:
         UserError: there is no image, or none can be read, or one cannot be read and
@@ -154,7 +154,7 @@ def pages_of_files(settings, rows=8):
         images, read = files[numbers[start : start + rows]]
         if len(images):
             none_read = False
-            yield images, [Path(paths[i]).name for i in read]
+            yield images, [paths[i] for i in read]
     if none_read:
         raise UserError(f"--images={path}: none of {len(paths)} files can be read as an image.")
 
