@@ -173,7 +173,7 @@ def rows(folder, stage="contrastive"):
 
 def weights(path):
     """The weights of a checkpoint, name to tensor."""
-    return torch.load(path, weights_only=True)["state_dict"]
+    return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
 
 
 def same_weights(one, other):
@@ -188,7 +188,7 @@ def steps_done(folder):
     for prefix in ("", "supervised_"):
         path = folder / "checkpoints" / f"{prefix}last.ckpt"
         if path.is_file():
-            last = torch.load(path, weights_only=True)
+            last = torch.load(path, map_location="cpu", weights_only=True)
             total += last["global_step"]
             progress = last["loops"]["fit_loop"]["epoch_progress"]["current"]
             middle = progress["processed"] < progress["started"]

@@ -6,7 +6,13 @@ No other module changes settings.
 from dataclasses import dataclass
 from functools import cached_property
 
-from agglomerator.config import INPUT_SETTINGS, MODEL_SETTINGS, SPLIT_SETTINGS, Settings
+from agglomerator.config import (
+    INPUT_SETTINGS,
+    ISLAND_SETTINGS,
+    MODEL_SETTINGS,
+    SPLIT_SETTINGS,
+    Settings,
+)
 from agglomerator.data import registry
 from agglomerator.data.classes import ClassMap, are_numbers, match
 from agglomerator.runs.checkpoints import PUBLISHED_PARTS, Checkpoint, fingerprint, read
@@ -18,7 +24,7 @@ SHOWN = 5  # class names in a message
 # Of a resumed training: what its optimizer and schedule keep, and what makes it another one.
 KEPT = "learning_rate", "lr_speed", "weight_decay"
 OF_TRAINING = ("seed", "val_share", "batch_size", "accumulate", "limit_train", "augmentation",
-            "temperature", "agreement", "precision")  # fmt: skip
+            "temperature", "agreement", "agreement_cue", "precision")  # fmt: skip
 # Of the network, what leaves no trace in its weights.
 UNSEEN = "iters", "denoise_iter", "dropout", "consensus_self", "consensus_temperature"
 OF_STAGE_TWO = {"max_epochs": "supervised_epochs", "learning_rate": "supervised_learning_rate"}
@@ -215,7 +221,7 @@ def complete_from_checkpoint(settings, given, checkpoint):
     Raises:
         UserError: they do not fit each other.
     """
-    wanted = (*MODEL_SETTINGS, *INPUT_SETTINGS, "normalization", "seed")
+    wanted = (*MODEL_SETTINGS, *INPUT_SETTINGS, *ISLAND_SETTINGS, "normalization", "seed")
     published = checkpoint.stage is None
     taken = {
         name: value

@@ -153,10 +153,10 @@ def random_input(*shape):
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-def test_fast_column_net_is_the_plain_one(reverse):
+@pytest.mark.parametrize("reverse, places", [(False, True), (True, True), (False, False)])
+def test_fast_column_net_is_the_plain_one(reverse, places):
     torch.manual_seed(0)
-    net = ColumnNet(3, 6, 16, torch.nn.GELU(), reverse).double()
+    net = ColumnNet(3, 6, 16, torch.nn.GELU(), reverse, places).double()
     for parameter in net.parameters():
         parameter.data += torch.randn_like(parameter)
 
@@ -289,7 +289,7 @@ def test_initial_state_is_init_levels_in_every_column():
     assert (state == model.init_levels).all()
 
 
-@pytest.mark.parametrize("kind", ["convmlp", "residual", "vgg"])
+@pytest.mark.parametrize("kind", ["convmlp", "residual", "vgg", "pyramid"])
 @pytest.mark.parametrize("n_channels", [1, 3])
 def test_convolutions_see_channels_last(kind, n_channels):
     """Convolutions and pooling are half as fast again in this layout on a CPU."""

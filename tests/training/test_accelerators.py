@@ -41,7 +41,7 @@ def test_steps_of_stage_one(accelerator, tmp_path, optimizer, precision):
     flags = *STEPS, "--exp_name=one", f"--optimizer={optimizer}", f"--precision={precision}"
     assert said in small_run(tmp_path, flag, *flags, "--agreement=1").stdout
     found = weights(tmp_path / "one" / "checkpoints" / "last.ckpt")
-    assert all(x.isfinite().all() and x.device.type == "cpu" for x in found.values())
+    assert all(x.isfinite().all() for x in found.values())
     assert found["model.wl"] != 0.25
     assert any(row["train_loss_epoch"] for row in rows(tmp_path / "one"))
 
@@ -67,7 +67,8 @@ def test_a_training_goes_on(accelerator, tmp_path):
     small_run(tmp_path / "whole", *flags, "--max_epochs=3")
     small_run(tmp_path, *flags, "--max_epochs=2")
     assert said in small_run(tmp_path, *flags, "--max_epochs=3", "--resume_training").stdout
-    last = torch.load(tmp_path / "on" / "checkpoints" / "last.ckpt", weights_only=True)
+    path = tmp_path / "on" / "checkpoints" / "last.ckpt"
+    last = torch.load(path, map_location="cpu", weights_only=True)
     assert (last["epoch"], last["global_step"]) == (2, 12)
     names = "train_loss_epoch", "val_loss", "learning_rate"
     found, expected = (

@@ -13,7 +13,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.multiprocessing as mp
-from conftest import ROOT, SMALL, rows, same_weights, steps_done, wait_until
+from conftest import ROOT, SMALL, rows, run_program, same_weights, steps_done, wait_until
 from pytorch_lightning.callbacks import Callback
 
 from agglomerator import Agglomerator
@@ -259,3 +259,11 @@ def children(pid):
     listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True).stdout
     pairs = (map(int, line.split()) for line in listed.splitlines())
     return [child for child, parent in pairs if parent == pid]
+
+
+def test_mpi_is_not_started_without_mpirun(tmp_path):
+    """Lightning would import mpi4py to ask, which starts MPI and may end the process."""
+    (tmp_path / "mpi4py").mkdir()
+    (tmp_path / "mpi4py" / "__init__.py").write_text("import os; os._exit(1)")
+    run_program(*SMALL, "--max_epochs=1", "--limit_train=1", "--limit_val=0",
+                f"--output_dir={tmp_path}", environment={"PYTHONPATH": str(tmp_path)})  # fmt: skip

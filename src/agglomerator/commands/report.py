@@ -232,10 +232,10 @@ ISLAND_COLUMNS = {  # group of columns -> key of a score -> title and format
 def island_lines(record):
     """The scores of islands as a table for the terminal."""
     rows, n_images, known = record["rows"], record["images"], record.get("masks")
-    lines = [
-        f"islands of {n_images} test images{' with masks' if known else ''}, of neighbours with a "
-        f"cosine of at least {record['threshold']}"
-    ]
+    found_by = f"of neighbours with a cosine of at least {record['threshold']}"
+    if record.get("loss") is not None:
+        found_by = f"by merges that lose at most {record['loss']:g} (a quarter on each lower level)"
+    lines = [f"islands of {n_images} test images{' with masks' if known else ''}, {found_by}"]
     if known:
         masks = ", ".join(f"{name} of {n}" for name, n in known.items())
         some = record["clustered"] < n_images

@@ -3,6 +3,7 @@
 from agglomerator.config.settings import (
     FIELDS,
     INPUT_SETTINGS,
+    ISLAND_SETTINGS,
     MODEL_SETTINGS,
     SPLIT_SETTINGS,
     Settings,
@@ -12,6 +13,7 @@ from agglomerator.config.settings import (
 __all__ = [
     "FIELDS",
     "INPUT_SETTINGS",
+    "ISLAND_SETTINGS",
     "MODEL_SETTINGS",
     "SPLIT_SETTINGS",
     "Settings",

@@ -91,8 +91,8 @@ class DataSettings:
         "randaugment",
         "How training images are changed. randaugment: as published. crop: shifted by up to an "
         "eighth of the side. flip: shifted like that, and half of them mirrored. mirror: half of "
-        "them mirrored.",
-        choices=("randaugment", "crop", "flip", "mirror"),
+        "them mirrored. views: turned, resized, mirrored, in other colours, for photographs.",
+        choices=("randaugment", "crop", "flip", "mirror", "views"),
     )
     val_share: float = setting(
         "data",

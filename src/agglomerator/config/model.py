@@ -50,15 +50,17 @@ class ModelSettings:
         "convmlp",
         "Kind of tokenizer. convmlp (as published): convolutions, then pooling. residual: two "
         "convolutions, pooling, residual blocks. vgg: convolutions on the grid of the image, then "
-        "on half and on a quarter of it.",
-        choices=("convmlp", "residual", "vgg"),
+        "on half and on a quarter of it. pyramid: two convolutions, then coarser and coarser grids "
+        "and back, so that each cell sees all of the image.",
+        choices=("convmlp", "residual", "vgg", "pyramid"),
     )
     tokenizer_width: int | None = setting(
         "model",
         None,
         "Channels of the tokenizer. convmlp: of all convolutions but the last. residual: of the "
         "first convolution; the residual blocks have twice as many. vgg: of the first convolution; "
-        "later ones have two and four times as many. None: half of the output channels, patch_dim "
+        "later ones have two and four times as many. pyramid: of the "
+        "finest grid. None: half of the output channels, patch_dim "
         "/ patch_size^2.",
         low=1,
     )
@@ -66,7 +68,8 @@ class ModelSettings:
         "model",
         3,
         "Depth of the tokenizer. convmlp: number of convolutions, 3 as published. residual: number "
-        "of residual blocks. vgg: number of convolutions of the greatest width.",
+        "of residual blocks. vgg: number of convolutions of the greatest width. pyramid: number of "
+        "coarser grids.",
         low=2,
     )
     head: str = setting(
@@ -94,6 +97,13 @@ class ModelSettings:
         "Columns attend to each other only up to this distance on the grid; 1.5 takes the eight "
         "neighbours. 0: every column attends to all others.",
         low=0,
+    )
+    column_norm: str = setting(
+        "model",
+        "places",
+        "The norms over columns. places (as published): each place of the grid has a scale and a "
+        "shift of its own, which write the place into every vector. plain: without them.",
+        choices=("places", "plain"),
     )
     recompute: bool = setting(
         "model",

@@ -26,6 +26,16 @@ class PictureSettings:
         low=-1.0,
         high=1.0,
     )
+    island_loss: float | None = setting(
+        "pictures",
+        None,
+        "Find islands by merging (Ward's criterion) instead of by island_threshold: two islands "
+        "that touch merge while this adds at most such a share of the number of columns to the "
+        "squared distances of unit vectors from their island's mean. Each level below the top may "
+        "add a quarter of the one above. None: by island_threshold.",
+        above=0,
+        usual=0.03,
+    )
     images: str | None = setting(
         "pictures",
         None,

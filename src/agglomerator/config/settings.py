@@ -109,6 +109,7 @@ MODEL_SETTINGS = tuple(
 )
 INPUT_SETTINGS = ("dataset", "image_size", "n_channels", "n_classes", "difficulty", "objects")
 SPLIT_SETTINGS = ("seed", "val_share")
+ISLAND_SETTINGS = ("island_loss",)
 
 
 def value_types(name):

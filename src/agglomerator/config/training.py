@@ -24,10 +24,17 @@ class TrainingSettings:
     agreement: float = setting(
         "training",
         0.0,
-        "Weight of the loss that asks for islands in stage one. Below the top level it asks for "
-        "islands of even colour, on the top level for figures that differ from the background. 0: "
-        "no such loss, as published.",
+        "Weight of the loss that asks for islands in stage one. 0: no such loss, as published.",
         low=0,
+    )
+    agreement_cue: str = setting(
+        "training",
+        "colour",
+        "What that loss takes for parts and wholes. colour: below the top level patches of even "
+        "colour, on the top level figures that differ from the background. composites: pieces of "
+        "images, cut along the network's own islands and pasted elsewhere; below the top level "
+        "small pieces, on the top level one figure on another ground.",
+        choices=("colour", "composites"),
     )
     weight_decay: float = setting("training", 5e-4, "Weight decay of the optimizer.", low=0)
     lr_speed: int = setting(

@@ -19,6 +19,7 @@ from agglomerator.data.augment import (
     random_erasing,
     random_horizontal_flip,
 )
+from agglomerator.data.crops import random_views
 from agglomerator.data.download import one_at_a_time
 from agglomerator.data.images import ImageFiles, as_it_is, n_workers
 from agglomerator.data.transforms import center_crop, denormalize, normalize
@@ -215,6 +216,8 @@ class ImageDataModule(LightningDataModule):
             images = random_crop(images, self.settings.image_size, generator)
         if self.settings.augmentation == "randaugment":
             images = rand_augment(images, generator)
+        elif self.settings.augmentation == "views":
+            images = random_views(images, generator)
         elif self.settings.augmentation in ("crop", "flip"):
             size = self.settings.image_size
             images = random_crop(images, size, generator, padding=size // 8)

@@ -100,7 +100,8 @@ class _Vectors:
     """
 
     def __init__(self, settings, network, levels=None):
-        self.threshold, self.network = settings.island_threshold, network
+        self.network = network
+        self.found_by = {"threshold": settings.island_threshold, "loss": settings.island_loss}
         self.scores = IslandScores(levels or settings.levels)
         self.position = PositionShare()
 
@@ -118,7 +119,9 @@ class _Vectors:
             for rows, clusters in ((slice(told), True), (slice(told, None), False)):
                 part = {name: mask[rows] for name, mask in masks.items()}
                 if len(states[rows]):
-                    self.scores.update_states(states[rows], self.threshold, part, clusters)
+                    self.scores.update_states(
+                        states[rows], masks=part, told=clusters, **self.found_by
+                    )
             self.position.update(states)
 
     def rows(self, name):

@@ -32,11 +32,11 @@ class IslandFigures:
     Args:
         folder: for the pictures. If it has no projection yet, and none was fitted, the states of
             the first picture make one.
-        threshold: least cosine of connected neighbours.
+        threshold, loss: as for `segment`.
     """
 
-    def __init__(self, folder, threshold):
-        self.folder, self.threshold = folder, threshold
+    def __init__(self, folder, threshold, loss=None):
+        self.folder, self.threshold, self.loss = folder, threshold, loss
         self.path = folder / "projection.npz"
         self.projection = None
 
@@ -85,7 +85,7 @@ class IslandFigures:
     def _islands(self, states):
         """Colours (B, K, S, S, 3) and labels (B, K, S, S) of states (B, n, K, d)."""
         self._ready(states)
-        return self.projection.colours(states), segment(states, self.threshold)
+        return self.projection.colours(states), segment(states, self.threshold, self.loss)
 
     def _ready(self, states):
         if self.projection is None and not self.open(states):
@@ -102,10 +102,13 @@ class IslandFigures:
             colours = "Tint: mean colour of an island; equal vectors of a level have equal colours."
         else:
             colours = "Equal vectors of a level have equal colours."
+        islands = f"neighbours with a cosine of {self.threshold:g} or more"
+        if self.loss is not None:
+            islands = f"neighbours merged while a merge loses {self.loss:.3g} of agreement at most"
         return (
             f"{colours} Like colours need not mean like vectors: colours show three axes, which "
             f"hold {shares} of the variance.\n"
-            f"Islands: neighbours with a cosine of {self.threshold:g} or more; single: of one "
+            f"Islands: {islands}; single: of one "
             f"column. Lines surround those of {least_outlined(side)} columns or more."
         )
 

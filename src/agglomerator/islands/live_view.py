@@ -45,12 +45,12 @@ class IslandsView(Callback):
     Args:
         folder: for the pictures and the projection. Later runs into this folder use both.
         stage: name of the stage, for file names.
-        threshold: least cosine of connected neighbours.
+        threshold, loss: as for `segment`.
         kinds, dpi: of the pictures of a test. Live ones are PNG of `DPI`.
     """
 
-    def __init__(self, folder, stage, threshold, kinds=("png",), dpi=DPI):
-        self.album, self.stage = IslandFigures(folder, threshold), stage
+    def __init__(self, folder, stage, threshold, kinds=("png",), dpi=DPI, loss=None):
+        self.album, self.stage = IslandFigures(folder, threshold, loss), stage
         self.of_test = kinds, dpi
         self.frames = folder / "frames" / stage
         self.samples = None

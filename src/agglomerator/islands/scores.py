@@ -9,10 +9,10 @@ from torchmetrics import Metric
 from agglomerator.data.masks import MASKS, NOWHERE
 from agglomerator.islands.clusters import cluster
 from agglomerator.islands.segments import (
-    connected,
     count,
     mean_cosine,
     neighbour_cosines,
+    segment,
     to_pixels,
 )
 
@@ -90,12 +90,12 @@ def numbers_of_segments(mask):
     return torch.tensor([int((each.unique() != NOWHERE).sum()) for each in torch.as_tensor(mask)])
 
 
-def score_states(states, threshold, masks=None, told=False):
+def score_states(states, threshold, masks=None, told=False, loss=None):
     """Score the islands of images, level by level, each image for itself.
 
     Args:
         states: (B, n, K, d), n = S * S columns, row-major.
-        threshold: least cosine of connected neighbours.
+        threshold, loss: as for `segment`.
         masks: a dictionary of (B, H, W) with the keys "parts", "objects", or one of them, as for
             `against_mask`; None where the true segments are not known.
         told: score also the clusters of the vectors, as many as each mask has values (`cluster`).
@@ -115,7 +115,7 @@ def score_states(states, threshold, masks=None, told=False):
         {'parts_ari': 1.0, 'parts_iou': 1.0, 'clustered_parts_ari': 1.0, 'clustered_parts_iou': 1.0}
     """
     cosines = neighbour_cosines(states)
-    labels = connected(*(c >= threshold for c in cosines))
+    labels = segment(states, threshold, loss)
     scores = {"cosine": mean_cosine(*cosines).cpu()} | score_labels(labels, masks)
     if told and masks:
         numbers = [numbers_of_segments(mask) for mask in masks.values()]
@@ -179,10 +179,10 @@ class IslandScores(Metric):
                 self.sums[i] += values.nansum(0)
                 self.images[i] += values.isfinite().sum(0)
 
-    def update_states(self, states, threshold, masks=None, told=False):
+    def update_states(self, states, threshold, masks=None, told=False, loss=None):
         """Take in the states (B, n, K, d) of a batch; the arguments are those of `score_states`."""
         self.columns = states.shape[1]
-        self.update(None, scores=score_states(states, threshold, masks, told))
+        self.update(None, scores=score_states(states, threshold, masks, told, loss))
 
     def compute(self):
         """The means, as a list with a dictionary for every level.

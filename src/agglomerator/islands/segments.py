@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from agglomerator.islands.merging import merged
 from agglomerator.util.precision import upcast
 
 
@@ -87,12 +88,13 @@ def connected(horizontal, vertical):
     return torch.from_numpy(first[components].reshape(shape) % n_columns)
 
 
-def segment(states, threshold):
+def segment(states, threshold, loss=None):
     """Label every column with its island, level by level.
 
     Args:
         states: (..., n, K, d), n = S * S columns, row-major.
         threshold: least cosine of connected neighbours.
+        loss: if given, islands come from `merged` instead, which may lose so much.
 
     Returns:
         Labels (..., K, S, S) int64, on the CPU. The label of an island is the index, row-major, of
@@ -105,6 +107,8 @@ def segment(states, threshold):
         tensor([[[0, 0],
                  [2, 0]]])
     """
+    if loss is not None:
+        return merged(states, loss)
     return connected(*(cosines >= threshold for cosines in neighbour_cosines(states)))
 
 

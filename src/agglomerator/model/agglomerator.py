@@ -66,9 +66,10 @@ class Agglomerator(nn.Module):
             Rearrange("b e (i p) (j q) -> (e p q) b (i j)", p=s.patch_size, q=s.patch_size),
         )
         self.init_levels = nn.Parameter(torch.randn(s.levels, d))
-        self.bottom_up = ColumnNet(s.levels, d, n, nn.GELU())
+        places = s.column_norm == "places"
+        self.bottom_up = ColumnNet(s.levels, d, n, nn.GELU(), places=places)
         # Stored in reversed order: the first group of weights serves level K-2, the last level 0.
-        self.top_down = ColumnNet(s.levels - 1, d, n, Sine(), reverse=True)
+        self.top_down = ColumnNet(s.levels - 1, d, n, Sine(), reverse=True, places=places)
         self.attention = ConsensusAttention(
             s.grid_size, s.consensus_self, s.local_consensus_radius, s.consensus_temperature
         )

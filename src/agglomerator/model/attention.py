@@ -54,9 +54,9 @@ class ConsensusAttention(nn.Module):
         if self.tiles is None:
             agreed = (value - mean) @ self._weights(query, key).mT
         else:
-            tiles, cut = self.tiles, self.tiles.cut
-            weights = self._weights(cut(query), cut(key, tiles.reach), tiles.too_far, tiles.itself)
-            agreed = tiles.join(cut(value - mean, tiles.reach) @ weights.mT)
+            tiles, cut, windows = self.tiles, self.tiles.cut, self.tiles.cut_windows
+            weights = self._weights(cut(query), windows(key), tiles.too_far, tiles.itself)
+            agreed = tiles.join(windows(value - mean) @ weights.mT)
         return (mean + agreed).transpose(0, 1)
 
     def _query_key(self, value):

@@ -37,17 +37,18 @@ class ColumnNet(nn.Module):
     """The two-layer net of every level, the same in all columns.
 
     LayerNorm over the n columns (not over channels), linear d -> 4d, activation, LayerNorm over
-    the n columns, linear 4d -> d. Each level has its own linear maps; all share the norms.
+    the n columns, linear 4d -> d. Each level has its own linear maps; all share the norms, whose
+    scale and shift for each place are left out unless `places`.
     """
 
-    def __init__(self, levels, d, n_columns, activation, reverse=False):
+    def __init__(self, levels, d, n_columns, activation, reverse=False, places=True):
         super().__init__()
         self.net = nn.Sequential(
             nn.Identity(),  # the published net has no weights here: names count from net.1
-            nn.LayerNorm(n_columns),
+            nn.LayerNorm(n_columns, elementwise_affine=places),
             LevelLinear(levels, d, 4 * d, reverse),
             activation,
-            nn.LayerNorm(n_columns),
+            nn.LayerNorm(n_columns, elementwise_affine=places),
             LevelLinear(levels, 4 * d, d, reverse),
         )
 
@@ -68,5 +69,7 @@ class ColumnNet(nn.Module):
         standard = F.layer_norm(hidden, hidden.shape[-1:])  # computes and may return float32
         weight, bias = contract.of(level)
         out = (weight @ standard.to(hidden.dtype).flatten(1)).unflatten(1, x.shape[1:])
+        if norm_hidden.weight is None:
+            return scale * (out + bias[..., None])
         shift = weight.sum(1)[:, None, None] * norm_hidden.bias + bias[..., None]  # (d, 1, n)
         return torch.addcmul(scale * shift, out, scale * norm_hidden.weight)

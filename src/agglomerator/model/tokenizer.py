@@ -1,6 +1,7 @@
 """The convolutional tokenizers: from images to a grid of cells."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from agglomerator.util.distributed import BatchNorm2d
@@ -36,6 +37,39 @@ class Residual(nn.Module):
         return x + self.block(x)
 
 
+class Pyramid(nn.Module):
+    """A cell sees all of the image: features go down to coarser grids and come up again, each added
+    to those of the finer grid (Ronneberger et al. 2015, arXiv 1505.04597; Lin et al. 2017, "Feature
+    pyramid networks", arXiv 1612.03144).
+
+    Args:
+        channels: of the input; each coarser grid has twice as many, at most `MOST_CHANNELS`.
+        depth: number of coarser grids.
+    """
+
+    MOST_CHANNELS = 128
+
+    def __init__(self, channels, depth):
+        super().__init__()
+        widths = [min(channels * 2**i, max(channels, self.MOST_CHANNELS)) for i in range(depth + 1)]
+        steps = list(zip(widths, widths[1:], strict=False))
+        self.down = nn.ModuleList(
+            nn.Sequential(*convolution(fine, coarse, 2), Residual(coarse)) for fine, coarse in steps
+        )
+        self.up = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for fine, coarse in steps)
+        self.mix = nn.ModuleList(Residual(fine) for fine, _ in steps)
+
+    def forward(self, x):
+        grids = [x]
+        for down in self.down:
+            grids.append(down(grids[-1]))
+        x = grids.pop()
+        for finer, up, mix in zip(grids[::-1], self.up[::-1], self.mix[::-1], strict=True):
+            coarse = F.interpolate(up(x), finer.shape[-2:], mode="bilinear", align_corners=False)
+            x = mix(finer + coarse)
+        return x
+
+
 class Tokenizer(nn.Module):
     """Images (B, n_channels, image_size, image_size) -> cells (B, E, G, G).
 
@@ -43,7 +77,8 @@ class Tokenizer(nn.Module):
     convmlp: as published (ConvMLP, Li et al. 2021, arXiv 2109.04454), convolutions, then pooling;
     residual: two convolutions, pooling, residual blocks on the output grid, a convolution;
     vgg: convolutions on the grid of the image, on half and on a quarter of it, twice as wide on
-        each (Simonyan and Zisserman 2015, arXiv 1409.1556).
+        each (Simonyan and Zisserman 2015, arXiv 1409.1556);
+    pyramid: two convolutions, then a `Pyramid` of coarser grids, of which the finest comes out.
     """
 
     def __init__(self, settings):
@@ -61,6 +96,9 @@ class Tokenizer(nn.Module):
             layers += [*convolution(width, 2 * width), pool]
             layers += [Residual(2 * width) for _ in range(depth)]
             layers += convolution(2 * width, channels)
+        elif kind == "pyramid":
+            layers += [*convolution(width, width, pool_stride), Residual(width)]
+            layers += [Pyramid(width, depth), nn.Conv2d(width, channels, 1)]
         else:
             layers += pooled(width, 2 * width, stride) + convolution(2 * width, 2 * width)
             layers += pooled(2 * width, 4 * width, pool_stride)

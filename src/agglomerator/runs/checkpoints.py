@@ -11,7 +11,13 @@ from pathlib import Path
 
 import torch
 
-from agglomerator.config import FIELDS, INPUT_SETTINGS, MODEL_SETTINGS, SPLIT_SETTINGS
+from agglomerator.config import (
+    FIELDS,
+    INPUT_SETTINGS,
+    ISLAND_SETTINGS,
+    MODEL_SETTINGS,
+    SPLIT_SETTINGS,
+)
 from agglomerator.data import registry
 from agglomerator.data.preprocessing import Preprocessing
 from agglomerator.model.agglomerator import Agglomerator
@@ -157,6 +163,7 @@ def shelve(source, target):
     """
     content = torch.load(source, map_location="cpu", weights_only=True)
     described = (*MODEL_SETTINGS, *INPUT_SETTINGS, *SPLIT_SETTINGS, "normalization", "stage")
+    described += ISLAND_SETTINGS
     described += ("class_names", "split_seed", "training_images")
     stored = content["hyper_parameters"]
     weights = {

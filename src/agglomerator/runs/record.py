@@ -31,7 +31,8 @@ except ImportError:  # Windows: two runs of one name are not noticed there
 
 # The settings that decide the figures of a test or of freeze.
 DECISIVE = {n for n, option in FIELDS.items() if option.metadata["group"] in ("data", "model")}
-DECISIVE |= {"seed", "precision", "island_threshold", "temperature", "agreement", "images"}
+DECISIVE |= {"seed", "precision", "island_threshold", "island_loss", "temperature", "images"}
+DECISIVE |= {"agreement", "agreement_cue"}
 DECISIVE -= {"num_workers", "limit_val", "recompute"}
 
 _HELD = {}  # path of a lock -> its open file, for as long as this process lives

@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch.optim.lr_scheduler import OneCycleLR
 
+from agglomerator.data.composites import compose
 from agglomerator.training.agreement import agreement_loss
 from agglomerator.training.losses import supervised_contrastive_loss
 from agglomerator.training.metrics import RunMetrics
 from agglomerator.training.optim import Muon
+from agglomerator.training.pieces import composite_loss, unit_maps
 from agglomerator.util.distributed import gather
 from agglomerator.util.precision import upcast, without_autocast
 from agglomerator.util.random import seeded_generator
@@ -28,7 +30,8 @@ class LitAgglomerator(LightningModule):
     """One stage of training, validation and test of a network.
 
     - Contrastive: the supervised contrastive loss of two augmented views of every image. With
-      --agreement the loss that asks for islands is added. The accuracy is that of the nearest
+      --agreement the loss that asks for islands is added; if that is of composites, the second view
+      is the image's figure on another ground. The accuracy is that of the nearest
       class mean in the embedding.
     - Supervised: cross-entropy. Only the classifier learns; the rest behaves as in evaluation.
     - Finetuned: cross-entropy. Everything learns.
@@ -102,17 +105,34 @@ class LitAgglomerator(LightningModule):
         """The contrastive loss of images (B, C, H, W), and embeddings (2B, contr_dim) of their two
         views."""
         s = self.settings
-        views = self.data.augmented_view(images.repeat(2, 1, 1, 1), generator)
-        embedding, levels = self.model.with_levels(views) if s.agreement else (self.model(views), 0)
+        if s.agreement and s.agreement_cue == "composites":
+            embedding, apart = self._composites(images, generator)
+        else:
+            views = self.data.augmented_view(images.repeat(2, 1, 1, 1), generator)
+            if s.agreement:
+                embedding, levels = self.model.with_levels(views)
+                apart = agreement_loss(levels, self.data.colours(views), generator)
+            else:
+                embedding = self.model(views)
         loss = supervised_contrastive_loss(
             embedding, labels.repeat(2), s.temperature, across_processes=self.training
         )
         if s.agreement:
-            apart = agreement_loss(levels, self.data.colours(views), generator)
             loss = loss + s.agreement * apart
             if self.training:
                 self._log_step("train_agreement", apart)
         return loss, embedding
+
+    def _composites(self, images, generator):
+        """Embeddings (2B, contr_dim) of a view of each image, and of its figure on the ground of
+        another; and the loss of the islands in composites of the views."""
+        views = self.data.augmented_view(images, generator)
+        embedding, states = self.model.with_levels(views)
+        seen = unit_maps(states.detach())
+        made, pieces = compose(self.data.colours(views), seen, generator)
+        of_composites, states = self.model.with_levels(self.data.view(made))
+        apart = composite_loss(unit_maps(states), pieces, generator)
+        return torch.cat((embedding, of_composites[: len(images)])), apart
 
     @property
     def classified_by(self):
@@ -180,13 +200,17 @@ class LitAgglomerator(LightningModule):
         mixing = {name: getattr(self.model, name) for name in ("wl", "wBU", "wTD", "wA")}
         self.log_dict(mixing)
 
+    @property
+    def _found_by(self):
+        return {"threshold": self.settings.island_threshold, "loss": self.settings.island_loss}
+
     def on_validation_epoch_start(self):
         self.metrics.islands.reset()
 
     def validation_step(self, batch, batch_idx):
         loss, logits, levels = self._evaluate(batch, batch_idx)
         metrics = self.metrics
-        metrics.islands.update_states(levels, self.settings.island_threshold)
+        metrics.islands.update_states(levels, **self._found_by)
         metrics.val_accuracy(logits, batch[1])
         metrics.val_loss(loss.expand(len(batch[1])))
         self.log("val_loss", metrics.val_loss, prog_bar=True)
@@ -200,7 +224,7 @@ class LitAgglomerator(LightningModule):
     def test_step(self, batch, batch_idx):
         loss, logits, levels = self._evaluate(batch, batch_idx, self.settings.test_time_flip)
         metrics = self.metrics
-        metrics.islands.update_states(levels, self.settings.island_threshold)
+        metrics.islands.update_states(levels, **self._found_by)
         metrics.position.update(levels)
         metrics.confusion(logits, batch[1])
         metrics.top5(logits, batch[1])

@@ -11,7 +11,12 @@ from urllib.parse import urlsplit
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.environments import LightningEnvironment
+from lightning_fabric.plugins.environments import (
+    LightningEnvironment,
+    LSFEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning_fabric.strategies.launchers import subprocess_script
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
@@ -26,6 +31,8 @@ from agglomerator.util.errors import UserError
 from agglomerator.util.machine import devices_of
 from agglomerator.util.terminal import say
 
+LAUNCHERS = TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment
+OF_MPI = "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"  # what mpirun tells its processes
 TIMEOUT = timedelta(minutes=10)  # a process that does not answer for so long counts as lost
 
 
@@ -50,7 +57,14 @@ def build_trainer(settings, training, callbacks=(), logs=True):
     version = s.stage if training else f"{s.stage}_test"
     if s.plot_islands and s.mode != "freeze":
         callbacks.append(
-            IslandsView(folder.islands, s.stage, s.island_threshold, s.figure_kinds, s.figure_dpi)
+            IslandsView(
+                folder.islands,
+                s.stage,
+                s.island_threshold,
+                s.figure_kinds,
+                s.figure_dpi,
+                s.island_loss,
+            )
         )
     devices, num_nodes = devices_of(s)
     prepare_strategies(s.blind)
@@ -75,7 +89,7 @@ def build_trainer(settings, training, callbacks=(), logs=True):
             default_root_dir=folder.path,
             logger=build_loggers(s, folder.logs.parent, version, training) if logs else False,
             callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()] + ([] if training else [LightningEnvironment()]),
+            plugins=[AtomicCheckpointIO(), *cluster_environment(training)],
             enable_checkpointing=training,
             enable_progress_bar=terminal,
             enable_model_summary=False,
@@ -89,6 +103,18 @@ def build_trainer(settings, training, callbacks=(), logs=True):
     if not trainer.precision.startswith(s.precision):
         say(f"--precision={s.precision}: this device computes in {trainer.precision}.")
     return trainer
+
+
+def cluster_environment(training):
+    """Who starts the processes of a run, as a list for Trainer's `plugins`: the run itself, or a
+    launcher, which Lightning then finds.
+
+    Lightning also starts MPI to ask whether there are other processes, wherever mpi4py is
+    installed, and a broken MPI ends the process without a word. So MPI counts only under mpirun.
+    """
+    launched = any(launcher.detect() for launcher in LAUNCHERS)
+    launched |= any(name in os.environ for name in OF_MPI)
+    return [] if training and launched else [LightningEnvironment()]
 
 
 def check_precision(precision):

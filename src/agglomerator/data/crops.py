@@ -1,0 +1,81 @@
+"""Random crops and colours of whole batches, for photographs: views as in SimCLR (Chen et al. 2020,
+arXiv 2002.05709), but with all of an image in reach: beyond its border it is mirrored.
+
+As in `augment`, every image draws its own parameters, from a generator on the CPU.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from agglomerator.data.transforms import check_images, send
+from agglomerator.util.precision import in_float32
+
+ROTATION = 0.15  # radians
+STRETCH = 0.15  # of the logarithm of width by height
+CONTRAST, SATURATION = 0.3, 0.4  # of the logarithms of factors
+TINT, SHIFT = 0.12, 0.12  # of the logarithm of a factor for each channel, and of what is added
+
+
+def random_views(images, generator):
+    """Crops of random place, size and shape, half of them mirrored, in random colours.
+
+    Args:
+        images: (B, C, H, W) uint8.
+        generator: torch.Generator on the CPU.
+
+    Returns:
+        (B, C, H, W) uint8.
+
+    Raises:
+        TypeError: images are not uint8.
+        ValueError: images have another shape.
+    """
+    check_images(images)
+    colours = random_crops(images.float() / 255, generator, (0.7, 1.1), 0.15)
+    return to_bytes(random_colours(colours, generator))
+
+
+@in_float32
+def random_crops(colours, generator, sides, shift):
+    """Crop images at random places, resize the crops, and mirror half of them.
+
+    Args:
+        colours: (B, C, H, W) from 0 to 1.
+        generator: torch.Generator on the CPU.
+        sides: least and greatest side of a crop, as a share of the image's.
+        shift: how far a crop's middle may be from the image's, as a share of half a side.
+
+    Returns:
+        (B, C, H, W).
+    """
+    draws = torch.rand(6, len(colours), generator=generator)
+    scale = sides[0] + (sides[1] - sides[0]) * draws[0]
+    angle, stretch, right, down = draws[1:5] * 2 - 1
+    angle, stretch = ROTATION * angle, (STRETCH * stretch).exp()
+    mirror = torch.where(draws[5] < 0.5, -1.0, 1.0)
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    across = torch.stack((mirror * cos * stretch, -sin * stretch, shift * right), 1)
+    along = torch.stack((mirror * sin / stretch, cos / stretch, shift * down), 1)
+    affine = send(torch.stack((across, along), 1), colours.device)  # (B, 2, 3)
+    grid = F.affine_grid(affine, list(colours.shape), align_corners=False)
+    return F.grid_sample(colours, grid, padding_mode="reflection", align_corners=False)
+
+
+@in_float32
+def random_colours(colours, generator, strength=1.0):
+    """Change contrast, saturation, tint and brightness: (B, C, H, W) from 0 to 1 -> the same."""
+    n, c = colours.shape[:2]
+    draws = torch.rand(n, 2 + 2 * c, 1, 1, generator=generator) * 2 - 1
+    draws = send(strength * draws, colours.device)
+    mean = colours.mean((1, 2, 3), keepdim=True)
+    colours = mean + (colours - mean) * (CONTRAST * draws[:, :1]).exp()
+    gray = colours.mean(1, keepdim=True)
+    less = SATURATION * (draws[:, 1:2] - strength / 4)
+    colours = gray + (colours - gray) * less.exp()
+    colours = colours * (TINT * draws[:, 2 : 2 + c]).exp() + SHIFT * draws[:, 2 + c :]
+    return colours.clamp(0, 1)
+
+
+def to_bytes(colours):
+    """Colours from 0 to 1 -> uint8."""
+    return (colours * 255).round().clamp(0, 255).to(torch.uint8)
