@@ -175,8 +175,7 @@ class Agglomerator(nn.Module):
             own = block[max(lowest - first, 0) :]
             if len(own):
                 at = end - len(own)
-                own = torch.addcmul(wl[at:end] * own, self.attention(own), wA[at:end])
-                runs.append((at, own))
+                runs.append((at, wl[at:end] * own + wA[at:end] * self.attention(own)))
         return add_up(runs, lowest, min(state.heard + 1, K), K)
 
     def _loop(self, images, keeps, state=None):

@@ -20,7 +20,7 @@ class LevelLinear(nn.Conv1d):
         """Weights (K, d_out, d_in) and biases (K, d_out, 1), from level 0 up."""
         weight = self.weight.view(self.levels, -1, self.weight.shape[1])
         both = weight, self.bias.view(self.levels, -1, 1)
-        return tuple(x.flip(0) for x in both) if self.reverse else both
+        return tuple(x.flip(0) for x in both) if self.reverse and self.levels > 1 else both
 
     def forward(self, x, level):
         """(d_in, B, n) -> (d_out, B, n), one matrix product."""
@@ -98,4 +98,4 @@ class ScaledNet:
         with without_autocast(x.device):  # it computes in float32, whatever it takes and returns
             standard = F.layer_norm(hidden, hidden.shape[-1:])
         out = (last @ standard.flatten(2)).unflatten(2, x.shape[2:])
-        return torch.addcmul(shift, out, scale)
+        return out * scale + shift
