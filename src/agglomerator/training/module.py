@@ -78,19 +78,14 @@ class LitAgglomerator(LightningModule):
             accuracy = self.metrics.train_accuracy
             accuracy(logits, labels)
             self.log("train_acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
-        # Lightning reads what a progress bar may show after every step, bar or no bar.
-        self._log_step("train_loss", loss, prog_bar=self._has_bar)
+        self._log_step("train_loss", loss)
         return loss
 
-    @property
-    def _has_bar(self):
-        return self._trainer is not None and self.trainer.progress_bar_callback is not None
-
-    def _log_step(self, name, value, **options):
+    def _log_step(self, name, value):
         """Log the mean over processes of a scalar, for this step and over the epoch."""
         metric = getattr(self.metrics, name)
         metric(gather(value.detach()[None]).mean())
-        self.log(name, metric, on_step=True, on_epoch=True, **options)
+        self.log(name, metric, on_step=True, on_epoch=True)
 
     def _generator(self, batch_idx):
         """A generator that depends on seed, epoch, batch and process alone. In evaluation it does
