@@ -55,7 +55,7 @@ class LitAgglomerator(LightningModule):
                 parameter.requires_grad = True
             else:
                 parameter.requires_grad = in_classifier == (self.stage == "supervised")
-        self.first_step = None
+        self.first_step = self._compiled = None
         self.began_from = None  # fingerprint of the weights
         self.train()  # a network from a checkpoint comes in evaluation mode
 
@@ -98,16 +98,51 @@ class LitAgglomerator(LightningModule):
         views."""
         s = self.settings
         views = self.data.augmented_view(images.repeat(2, 1, 1, 1), generator)
-        embedding, levels = self.model.with_levels(views) if s.agreement else (self.model(views), 0)
-        loss = supervised_contrastive_loss(
-            embedding, labels.repeat(2), s.temperature, across_processes=self.training
-        )
+        compare = self._compiled if self._compiled is not None and self.training else self.compare
+        loss, embedding, levels = compare(views, labels.repeat(2))
         if s.agreement:
             apart = agreement_loss(levels, self.data.colours(views), generator)
             loss = loss + s.agreement * apart
             if self.training:
                 self._log_step("train_agreement", apart)
         return loss, embedding
+
+    def compare(self, views, labels):
+        """The contrastive loss of views (N, C, H, W) with labels (N,), their embeddings
+        (N, contr_dim), and with --agreement the last state, else None."""
+        s, levels = self.settings, None
+        if s.agreement:
+            embedding, levels = self.model.with_levels(views)
+        else:
+            embedding = self.model(views)
+        across = self.training
+        return (
+            supervised_contrastive_loss(embedding, labels, s.temperature, across_processes=across),
+            embedding,
+            levels,
+        )
+
+    def compile_steps(self, device, processes=1):
+        """Compile what a training step computes from views on.
+
+        In stage one the network and its loss become one graph, and so does their backward pass. A
+        GPU replays both as CUDA graphs, unless gradients of several batches add up: those would lie
+        in memory that the next replay writes. Several processes exchange embeddings in the loss,
+        which is left out there.
+        """
+        if self.stage != "contrastive" or processes > 1:
+            if self.settings.agreement and self.stage == "contrastive":
+                self.model.with_levels = torch.compile(self.model.with_levels)
+            else:
+                self.model.compile()
+            return
+        replayed = device.type == "cuda" and self.settings.accumulate == 1
+        mode = "reduce-overhead" if replayed else "default"
+        self._compiled = torch.compile(self.compare, fullgraph=True, dynamic=False, mode=mode)
+
+    def on_fit_start(self):
+        if self.settings.compile:
+            self.compile_steps(self.trainer.strategy.root_device, self.trainer.world_size)
 
     @property
     def classified_by(self):
