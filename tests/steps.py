@@ -8,7 +8,6 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from agglomerator import Agglomerator, cli
-from agglomerator.commands.build import compile_network
 from agglomerator.data.module import ImageDataModule
 from agglomerator.training.module import LitAgglomerator
 from agglomerator.training.trainer import build_trainer
@@ -90,7 +89,7 @@ class Step:
     Args:
         name: of the flagfile, without "config_".
         batch: images; two views of each.
-        how: "eager", "compiled" as by --compile, "overhead" for mode="reduce-overhead".
+        how: "eager", "compiled" as by --compile, "kernels" for the same without CUDA graphs.
         device: "cuda" or "cpu".
         flags: that change those of the flagfile.
     """
@@ -102,11 +101,11 @@ class Step:
             model = Agglomerator(**dataclasses.asdict(s))
             _MODULES[name, device, flags] = LitAgglomerator(model, s, ImageDataModule(s)).to(device)
         self.module = module = _MODULES[name, device, flags]
-        module.model._compiled_call_impl = None
-        if how == "compiled":
-            compile_network(module.model, s)
-        elif how == "overhead":
-            module.model.compile(mode="reduce-overhead")
+        module._compiled = None
+        if how == "compiled":  # on a GPU by CUDA graphs
+            module.compile_steps(torch.device(device))
+        elif how == "kernels":
+            module._compiled = torch.compile(module.compare, fullgraph=True, dynamic=False)
         shape = batch, s.n_channels, s.image_size, s.image_size
         images = torch.randint(256, shape, dtype=torch.uint8, device=device)
         self.batch = images, torch.randint(s.n_classes, (batch,), device=device)

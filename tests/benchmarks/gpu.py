@@ -13,7 +13,7 @@ Parts, in this order; what does not fit into the minutes is named at the end:
     tests     the CUDA tests of the project
     fashion   seconds of config_FashionMNIST.cfg, --mode all (only with --data_dir, its archives or
               files; --minutes is its limit too)
-    compiled  the step with --compile; "overhead": by mode="reduce-overhead"
+    compiled  the step with --compile; "kernels": the same without CUDA graphs
 
 A step is that of `LitAgglomerator` and its optimizer, two views of each of a batch of random
 images. Times are means of 10 steps after 3. FLOP are those of matrix products and convolutions of
@@ -186,7 +186,7 @@ def steps(args):
 
 
 def compiled(args):
-    return rows_of_steps(["compiled", "overhead"], args, 30)
+    return rows_of_steps(["compiled", "kernels"], args, 30)
 
 
 def views(args):

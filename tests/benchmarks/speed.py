@@ -45,6 +45,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 import oracle  # noqa: E402
 
 from agglomerator import Agglomerator  # noqa: E402
+from agglomerator.model.agglomerator import State  # noqa: E402
 from agglomerator.training.losses import supervised_contrastive_loss  # noqa: E402
 from agglomerator.util.machine import keep_freed_memory  # noqa: E402
 
@@ -119,11 +120,12 @@ class Loop:
             self.glom(self.images, iters=self.iters).sum().backward()
             return
         with torch.autocast("cpu", torch.bfloat16, enabled=self.side == "bfloat16"):
-            parts = self.model.bottom_up(self.tokens, 0, self.model.wBU / 4)
-            state = list(self.model.init_levels[:, :, None, None].expand(-1, -1, 1, 64))
+            shared = self.model.prepare(self.tokens)
+            initial = self.model.init_levels[:, :, None, None].expand(-1, -1, 1, 64)
+            state = State([(0, initial)], 0)
             for t in range(self.iters):
-                state = self.model.iterate(state, parts, self.levels, alike=t == 0)
-        sum(level.sum() for level in state).backward()
+                state = self.model.iterate(state, shared, self.levels, alike=t == 0)
+        sum(block.sum() for _, block in state.blocks).backward()
 
 
 def in_turn(sides, rounds):

@@ -7,6 +7,7 @@ import torch
 
 from agglomerator import Agglomerator
 from agglomerator.config import Settings
+from agglomerator.model.agglomerator import State
 from agglomerator.model.attention import ConsensusAttention
 from agglomerator.model.columns import ColumnNet
 from agglomerator.training.losses import supervised_contrastive_loss
@@ -161,13 +162,15 @@ def test_fast_column_net_is_the_plain_one(reverse, places):
         parameter.data += torch.randn_like(parameter)
 
     def fast(x, scale):
-        return torch.stack([net(x, level, scale) for level in range(3)])
+        scaled = net.scaled(scale)
+        return torch.cat([scaled(x[:2], 0), scaled(x[2:], 2)])
 
     def plain(x, scale):
-        return scale * torch.stack([net.plain(x, level) for level in range(3)])
+        return scale * torch.stack([net.plain(x[level], level) for level in range(3)])
 
-    scale = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-    assert_equal_with_gradients(net, fast, plain, random_input(6, 2, 16), scale)
+    assert_equal_with_gradients(
+        net, fast, plain, random_input(3, 6, 2, 16), random_input(3, 1, 1, 1)
+    )
 
 
 @pytest.mark.parametrize("temperature", [None, 0.2])
@@ -185,17 +188,13 @@ def test_fast_iteration_is_the_plain_one(alike):
     model = random_model(**SMALL, levels=3)
     columns = 1 if alike else 16
 
-    def expand(state):
-        return list(state.expand(-1, -1, -1, 16))
-
     def fast(state, tokens):
-        from_tokens = model.bottom_up(tokens, 0, model.wBU / 4)
-        new = model.iterate(expand(state), from_tokens, 3, alike)
-        return torch.stack([level.expand(-1, 2, -1) for level in new])
+        state = State([(0, state.expand(-1, -1, -1, 16))], 0 if alike else 3)
+        return model.iterate(state, model.prepare(tokens), 3, alike).whole(2)
 
     def plain(state, tokens):
-        levels = expand(state.expand(-1, -1, 2, -1))
-        return torch.stack(model.plain_iteration(levels, tokens))
+        levels = list(state.expand(-1, -1, 2, 16))
+        return torch.stack(model.plain_iteration(levels, tokens)).permute(2, 3, 0, 1)
 
     images = 1 if alike else 2
     state, tokens = random_input(3, 6, images, columns), random_input(6, 2, 16)

@@ -1,5 +1,7 @@
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from agglomerator.data.sets.partwhole import draw_scene
 from agglomerator.islands.scores import against_mask
@@ -51,6 +53,29 @@ def test_ground_winds_into_a_spiral():
     wall[:, 5, 2:11] = wall[:, 5:11, 10] = wall[:, 10, 5:11] = 1
     ground = border_background(wall[:, None])
     assert torch.equal(ground, wall == 0)
+
+
+@pytest.mark.parametrize("side", [1, 2, 7, 16])
+def test_background_is_every_even_patch_that_touches_the_border(side):
+    generator = seeded_generator()
+    for colours in (torch.rand(32, side, side, generator=generator) < 0.42).float():
+        expected = np.zeros((side, side), dtype=bool)
+        for colour in (0, 1):
+            patches, _ = ndimage.label(colours.numpy() == colour)
+            edge = np.concatenate([patches[0], patches[-1], patches[:, 0], patches[:, -1]])
+            expected |= np.isin(patches, edge[edge > 0])
+        found = border_background(colours[None, None])
+        assert np.array_equal(found[0].numpy(), expected)
+
+
+@pytest.mark.parametrize("side", [16, 63])
+def test_background_follows_the_longest_path(side):
+    wall = torch.ones(side, side)
+    wall[1:-1:2, 1:-1] = 0
+    turns = torch.arange(2, side - 2, 2)
+    wall[turns, torch.where(turns % 4 == 0, 1, side - 2)] = 0
+    wall[0, 1] = 0  # here alone the path reaches the border
+    assert border_background(wall[None, None]).all()
 
 
 def test_loss_is_least_for_patches_below_and_figures_on_top():

@@ -6,14 +6,18 @@ whatever reads one ends in an error.
 
 import contextlib
 import dataclasses
+import sys
+from itertools import pairwise
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from operations import Operations
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loops import evaluation_loop, fit_loop
 from pytorch_lightning.strategies import SingleDeviceStrategy
+from steps import Trained
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -156,6 +160,23 @@ def test_training_step_of_other_networks_and_data(flags):
     side = round(settings.image_size * module.data.entry.margin)
     with on_one_device():
         module.training_step(batch(settings.n_channels, side), 0).backward()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_program_reads_numbers_every_tenth_step_alone(
+    tmp_path, monkeypatch, terminal, optimizer
+):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    small = "--tokenizer_width=4", "--patch_dim=8", "--contr_dim=8", f"--optimizer={optimizer}"
+    trained = Trained("FashionMNIST", "cpu", tmp_path, "--limit_train=25", *small)
+    with Operations() as trained.watching:
+        trained.fit()
+    reads = [seen["reads"] for seen in trained.seen]
+    in_steps = [after - before for before, after in pairwise(reads)]
+    assert trained.n_steps == 25
+    assert max(in_steps) > 0  # so reading is seen
+    assert [i for i, n in enumerate(in_steps, 1) if n] == [10, 20]
 
 
 def test_step_of_muon():

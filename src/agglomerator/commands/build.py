@@ -18,7 +18,7 @@ def build_network(plan, training=False):
     Args:
         plan: from `resolve`.
         training: a classifier that does not know the classes of the run is replaced by a new one;
-            the network is compiled if --compile says so.
+            that --compile can work is seen to.
 
     Raises:
         UserError: the weights do not fit the settings, or nothing can be compiled here.
@@ -34,7 +34,7 @@ def build_network(plan, training=False):
         new = training and not plan.own_classifier
         model = checkpoints.build(plan.start, n_classes if new else None, **wanted)
     if training and settings.compile:
-        compile_network(model, settings)
+        check_compiler()
     return model
 
 
@@ -46,12 +46,8 @@ def build_data(plan):
     return data
 
 
-def compile_network(model, settings):
-    """Compile the network, or what training calls of it, at its first use.
-
-    Raises:
-        UserError: nothing can be compiled here.
-    """
+def check_compiler():
+    """Raises UserError if nothing can be compiled here."""
     try:
         torch.compile(torch.sin)(torch.ones(2))
     except Exception as error:
@@ -60,7 +56,3 @@ def compile_network(model, settings):
             f"--compile: nothing can be compiled here ({reason}); install a C++ compiler as g++, "
             "or leave the flag out."
         ) from None
-    if settings.agreement:
-        model.with_levels = torch.compile(model.with_levels)
-    else:
-        model.compile()

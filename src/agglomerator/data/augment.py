@@ -298,8 +298,8 @@ def random_crop(images, size, generator, padding=0):
 def random_horizontal_flip(images, generator, p=0.5):
     """Mirror each image of (B, C, H, W) left to right, with probability p."""
     flipped = torch.rand(len(images), generator=generator) < p
-    flipped = send(flipped.nonzero().flatten(), images.device)
-    return images.index_copy(0, flipped, images.index_select(0, flipped).flip(-1))
+    flipped = send(flipped.view(-1, 1, 1, 1), images.device)
+    return images.flip(-1).where(flipped, images)
 
 
 @in_float32

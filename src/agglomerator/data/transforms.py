@@ -5,6 +5,8 @@ images that are too small for a crop, rounds gray otherwise than Pillow, and nor
 pass over the batch. No function changes its input.
 """
 
+from functools import lru_cache
+
 import torch
 
 from agglomerator.util.precision import in_float32
@@ -56,19 +58,26 @@ def normalize(images, mean, std):
         tensor([[[[-1.0000, -0.6000,  1.0000]]]])
     """
     check_images(images)
-    mean, std = _of_channels(mean), _of_channels(std)
-    scale, shift = send(1 / (255 * std), images.device), send(mean / std, images.device)
+    mean, std = _of_channels(mean, images.device), _of_channels(std, images.device)
+    scale, shift = 1 / (255 * std), mean / std
     return images.float().mul_(scale).sub_(shift)
 
 
 def denormalize(views, mean, std):
     """Undo `normalize`, up to the scale: (B, C, H, W) float32 -> colours from 0 to 1."""
-    mean, std = (send(_of_channels(x), views.device) for x in (mean, std))
+    mean, std = (_of_channels(x, views.device) for x in (mean, std))
     return views * std + mean
 
 
-def _of_channels(numbers):
-    return torch.as_tensor(numbers, dtype=torch.float32).view(-1, 1, 1)
+def _of_channels(numbers, device):
+    numbers = torch.as_tensor(numbers, dtype=torch.float32).flatten().tolist()
+    return _made_once(tuple(numbers), device)
+
+
+@lru_cache
+def _made_once(numbers, device):
+    """Numbers (C, 1, 1) on a device, to which nothing is sent again."""
+    return send(torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1), device)
 
 
 def to_channels(images, n_channels):

@@ -7,15 +7,16 @@ tokenizer.py, columns.py, attention.py (local_attention.py), the loop here, head
 
 Shapes: B images, G cells on a side of the tokenizer's grid, p cells on a side of a patch,
 S = G / p columns on a side, n = S * S columns (row-major), K levels of width d, T iterations.
-The interface has a state as (B, n, K, d). The loop has it as a list of K levels (d, B, n), for
-linear maps are over d and norms over n; a level that has not heard of the images yet is the same
-for all of them, (d, 1, n). `to_levels` and `to_state` change one into the other.
+The interface has a state as (B, n, K, d). The loop has it as a `State`, in blocks of levels
+(k, d, B, n), for linear maps are over d and norms over n.
 
 Published weights load as they are: the names of parameters, and so the indices of modules in each
 `nn.Sequential`, are those of the published state dict.
 """
 
+from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -30,14 +31,59 @@ from agglomerator.model.heads import classifier, contrastive_head
 from agglomerator.model.tokenizer import Tokenizer
 
 
-def to_levels(state):
-    """(B, n, K, d) -> list of K levels (d, B, n)."""
-    return list(state.permute(2, 3, 0, 1))
+@dataclass
+class State:
+    """The levels of the columns, from the lowest that is wanted to the top.
+
+    Attributes:
+        blocks: a list of one or two pairs: the number of a level, and this and following levels,
+            (k, d, B, n). Levels that have not heard of the images yet are the same for all of them,
+            (k, d, 1, n).
+        heard: how many levels have heard of the images, counted from level 0.
+    """
+
+    blocks: list
+    heard: int
+
+    @staticmethod
+    def of(levels):
+        """The state of (B, n, K, d)."""
+        return State([(0, levels.permute(2, 3, 0, 1))], levels.shape[2])
+
+    @property
+    def top(self):
+        """The highest level, (d, B, n) or (d, 1, n)."""
+        return self.blocks[-1][1][-1]
+
+    def whole(self, n_images):
+        """(B, n, K, d)."""
+        blocks = [block.expand(-1, -1, n_images, -1) for _, block in self.blocks]
+        return torch.cat(blocks).permute(2, 3, 0, 1)
 
 
-def to_state(levels, n_images):
-    """List of K levels (d, B, n) or (d, 1, n) -> (B, n, K, d)."""
-    return torch.stack([level.expand(-1, n_images, -1) for level in levels]).permute(2, 3, 0, 1)
+def add_up(runs, lowest, heard, levels):
+    """The sum of runs of levels, as a `State`.
+
+    Args:
+        runs: pairs of the number of a level and tensors (k, d, B or 1, n) for this and following
+            levels.
+        lowest, heard: the lowest level, and the first that has not heard of the images.
+        levels: K.
+    """
+    ends = {end for first, run in runs for end in (first, first + len(run))}
+    ends = sorted(ends | {lowest, max(lowest, heard), levels})
+    sums = {}
+    for first, run in runs:
+        cuts = [end for end in ends if first <= end <= first + len(run)]
+        parts = run.split([b - a for a, b in pairwise(cuts)]) if len(cuts) > 2 else [run]
+        for at, part in zip(cuts, parts, strict=False):
+            sums[at] = sums[at] + part if at in sums else part
+    blocks = []
+    for begin, end in ((lowest, heard), (max(lowest, heard), levels)):
+        parts = [sums[at] for at in ends if begin <= at < end]
+        if parts:
+            blocks.append((begin, torch.cat(parts) if len(parts) > 1 else parts[0]))
+    return State(blocks, heard)
 
 
 class Agglomerator(nn.Module):
@@ -74,6 +120,8 @@ class Agglomerator(nn.Module):
             s.grid_size, s.consensus_self, s.local_consensus_radius, s.consensus_temperature
         )
         self.wl, self.wBU, self.wTD, self.wA = (nn.Parameter(torch.tensor(0.25)) for _ in range(4))
+        received = torch.tensor([4.0] * (s.levels - 1) + [3.0]).view(-1, 1, 1, 1)  # c
+        self.register_buffer("received", received, persistent=False)
         self.contrastive_head = contrastive_head(s)
         self.classification_head_from_contr = classifier(s)
 
@@ -94,40 +142,55 @@ class Agglomerator(nn.Module):
             new.append(sum(received) / len(received))
         return new
 
-    def iterate(self, levels, from_tokens, keep, alike=False):
-        """The same as `plain_iteration`, with less work: K levels -> K levels.
+    def prepare(self, tokens):
+        """What all iterations share, computed once from tokens (d, B, n): the scaled bottom-up and
+        top-down nets, w_BU BU_0(tokens) / c_0, w_l / c and w_A / c."""
+        bottom_up = self.bottom_up.scaled(self.wBU / self.received)
+        top_down = self.top_down.scaled(self.wTD / 4)
+        from_tokens = bottom_up(tokens[None], 0)  # (1, d, B, n)
+        return bottom_up, top_down, from_tokens, self.wl / self.received, self.wA / self.received
+
+    def iterate(self, state, shared, keep, alike=False):
+        """The same as `plain_iteration`, with less work: `State` -> `State`.
 
         Args:
-            from_tokens: (d, B, n), w_BU BU_0(tokens) / c_0, the same in every iteration.
-            keep: how many of the highest levels are wanted; the others become None. The head reads
-                the top one, which depends on one more below it for each iteration that remains.
+            shared: from `prepare`.
+            keep: how many of the highest levels are wanted. The head reads the top one, which
+                depends on one more below it for each iteration that remains.
             alike: the columns of the state are all equal, as they are at first. The norm of equal
                 columns passes no gradient on, but in floats it passes rounding noise, magnified.
         """
-        top = len(levels) - 1
-        source = [level.detach() for level in levels] if alike else levels
-        new = [None] * len(levels)
-        for k in range(len(levels) - keep, len(levels)):
-            c = 4 if k < top else 3
-            total = self.bottom_up(source[k - 1], k, self.wBU / c) if k else from_tokens
-            if k < top:
-                total = total + self.top_down(source[k + 1], k, self.wTD / c)
-            total = torch.addcmul(total, levels[k], self.wl / c)
-            new[k] = torch.addcmul(total, self.attention(levels[k]), self.wA / c)
-        return new
+        bottom_up, top_down, from_tokens, wl, wA = shared
+        K = self.settings.levels
+        lowest = K - keep
+        runs = [] if lowest else [(0, from_tokens)]
+        for first, block in state.blocks:
+            source, end = block.detach() if alike else block, first + len(block)
+            below = source[max(lowest - 1 - first, 0) : len(block) - (end == K)]
+            if len(below):
+                at = max(first, lowest - 1) + 1
+                runs.append((at, bottom_up(below, at)))
+            above = source[max(lowest + 1 - first, 0) :]
+            if len(above):
+                runs.append((end - len(above) - 1, top_down(above, end - len(above) - 1)))
+            own = block[max(lowest - first, 0) :]
+            if len(own):
+                at = end - len(own)
+                runs.append((at, wl[at:end] * own + wA[at:end] * self.attention(own)))
+        return add_up(runs, lowest, min(state.heard + 1, K), K)
 
-    def _loop(self, images, keeps, levels=None):
-        """The states before and after every iteration, each a list of K levels. `keeps` has what
-        each iteration keeps; `levels` is the state to go on from, None for the initial one."""
+    def _loop(self, images, keeps, state=None):
+        """The `State`s before and after every iteration. `keeps` has what each iteration keeps;
+        `state` is the one to go on from, None for the initial one."""
         tokens = self.image_to_tokens(images.to(self.init_levels.dtype))  # (d, B, n)
-        from_tokens = self.bottom_up(tokens, 0, self.wBU / 4)
         iterate = self.iterate
         if self.settings.recompute:
             iterate = partial(checkpoint, iterate, use_reentrant=False, preserve_rng_state=False)
         initial = self.init_levels[:, :, None, None].expand(-1, -1, 1, tokens.shape[2])
-        states = [list(initial) if levels is None else levels]
+        states = [State([(0, initial)], 0) if state is None else state]
+        shared = self.prepare(tokens) if keeps else None
         for t, keep in enumerate(keeps):
-            states.append(iterate(states[-1], from_tokens, keep, alike=t == 0 and levels is None))
+            states.append(iterate(states[-1], shared, keep, alike=t == 0 and state is None))
         return states
 
     def states(self, images, iters=None, levels=None):
@@ -139,8 +202,8 @@ class Agglomerator(nn.Module):
             levels: (B, n, K, d), a state to go on from instead of the initial one.
         """
         keeps = [self.settings.levels] * (self.settings.n_iters if iters is None else iters)
-        states = self._loop(images, keeps, None if levels is None else to_levels(levels))
-        return torch.stack([to_state(state, len(images)) for state in states])
+        states = self._loop(images, keeps, None if levels is None else State.of(levels))
+        return torch.stack([state.whole(len(images)) for state in states])
 
     def forward(self, images):
         """images (B, n_channels, image_size, image_size) -> embedding (B, contr_dim), unit length,
@@ -153,10 +216,10 @@ class Agglomerator(nn.Module):
         """The same embedding with every level computed, and the last state (B, n, K, d)."""
         states = self._loop(images, [self.settings.levels] * self.settings.n_iters)
         embedding = self._embed(states[self.settings.denoise_iter], len(images))
-        return embedding, to_state(states[-1], len(images))
+        return embedding, states[-1].whole(len(images))
 
-    def _embed(self, levels, n_images):
-        top = to_state(levels[-1:], n_images)[:, :, 0]  # (B, n, d)
+    def _embed(self, state, n_images):
+        top = state.top.expand(-1, n_images, -1).permute(1, 2, 0)  # (B, n, d)
         return F.normalize(self.contrastive_head(top), dim=-1)
 
     def classify(self, images):

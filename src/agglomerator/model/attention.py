@@ -34,6 +34,8 @@ class ConsensusAttention(nn.Module):
         too_far = (distances(grid_size) > radius)[None] if radius > 0 else None  # (1, n, n)
         self.register_buffer("non_local_mask", too_far)
         self.tiles = Tiles(grid_size, radius, too_far[0]) if radius > 0 else None
+        itself = None if radius > 0 else torch.eye(grid_size**2, dtype=torch.bool)
+        self.register_buffer("itself", itself, persistent=False)
 
     def plain(self, level):
         """The equations: (d, B, n) -> (d, B, n)."""
@@ -42,22 +44,41 @@ class ConsensusAttention(nn.Module):
         return (value @ weights.mT).transpose(0, 1)
 
     def forward(self, level):
-        """The same as `plain`, more exact, and faster within a radius.
+        """The same as `plain`, more exact, and faster: (..., d, B, n) -> (..., d, B, n).
 
         The weights of a column sum to 1, so the mean of all columns passes unchanged. Left out of
         the product, it leaves columns that are equal, or nearly so, free of rounding noise, which
-        each norm over columns would magnify by up to 1 / sqrt(eps).
+        each norm over columns would magnify by up to 1 / sqrt(eps). Nor does a gradient pass it.
         """
-        value = level.transpose(0, 1).contiguous()  # (B, d, n)
-        mean = value.mean(2, keepdim=True)
-        query, key = self._query_key(value)
+        value = level.transpose(-3, -2)
+        shape = value.shape
+        value = value.reshape(-1, *shape[-2:])  # (B, d, n)
+        mean = value.detach().mean(2, keepdim=True)
         if self.tiles is None:
-            agreed = (value - mean) @ self._weights(query, key).mT
+            agreed = (value - mean) @ self._weights_of_all(value).mT
         else:
             tiles, cut, windows = self.tiles, self.tiles.cut, self.tiles.cut_windows
+            query, key = self._query_key(value)
             weights = self._weights(cut(query), windows(key), tiles.too_far, tiles.itself)
             agreed = tiles.join(windows(value - mean) @ weights.mT)
-        return (mean + agreed).transpose(0, 1)
+        return (mean + agreed).view(shape).transpose(-3, -2)
+
+    def _weights_of_all(self, value):
+        """The same as `_weights`, of all columns for all: the products of the columns with each
+        other, (B, n, n), hold their norms too."""
+        d = value.shape[1]
+        if self.temperature is None:
+            products = value.mT @ value
+        else:
+            with without_autocast(value.device):
+                products = upcast(value).mT @ upcast(value)
+        norm = (upcast(products.diagonal(dim1=1, dim2=2)) * d).rsqrt()  # its inverse, (B, n)
+        scores = products * norm[:, None]
+        if self.temperature is not None:
+            scores = scores * (norm[:, :, None] * (d / self.temperature))
+        if not self.consensus_self:
+            scores = scores.masked_fill(self.itself, SELF_SCORE)
+        return scores.softmax(-1).to(value.dtype)
 
     def _query_key(self, value):
         """L, or L sqrt(d) / (|L| temperature); and L / (|L| sqrt(d))."""

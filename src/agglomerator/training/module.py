@@ -58,7 +58,7 @@ class LitAgglomerator(LightningModule):
                 parameter.requires_grad = True
             else:
                 parameter.requires_grad = in_classifier == (self.stage == "supervised")
-        self.first_step = None
+        self.first_step = self._compiled = None
         self.began_from = None  # fingerprint of the weights
         self.train()  # a network from a checkpoint comes in evaluation mode
 
@@ -81,19 +81,14 @@ class LitAgglomerator(LightningModule):
             accuracy = self.metrics.train_accuracy
             accuracy(logits, labels)
             self.log("train_acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
-        # Lightning reads what a progress bar may show after every step, bar or no bar.
-        self._log_step("train_loss", loss, prog_bar=self._has_bar)
+        self._log_step("train_loss", loss)
         return loss
 
-    @property
-    def _has_bar(self):
-        return self._trainer is not None and self.trainer.progress_bar_callback is not None
-
-    def _log_step(self, name, value, **options):
+    def _log_step(self, name, value):
         """Log the mean over processes of a scalar, for this step and over the epoch."""
         metric = getattr(self.metrics, name)
         metric(gather(value.detach()[None]).mean())
-        self.log(name, metric, on_step=True, on_epoch=True, **options)
+        self.log(name, metric, on_step=True, on_epoch=True)
 
     def _generator(self, batch_idx):
         """A generator that depends on seed, epoch, batch and process alone. In evaluation it does
@@ -107,16 +102,16 @@ class LitAgglomerator(LightningModule):
         s = self.settings
         if s.agreement and s.agreement_cue == "composites":
             embedding, apart = self._composites(images, generator)
+            loss = supervised_contrastive_loss(
+                embedding, labels.repeat(2), s.temperature, across_processes=self.training
+            )
         else:
             views = self.data.augmented_view(images.repeat(2, 1, 1, 1), generator)
+            compiled = self._compiled is not None and self.training
+            compare = self._compiled if compiled else self.compare
+            loss, embedding, levels = compare(views, labels.repeat(2))
             if s.agreement:
-                embedding, levels = self.model.with_levels(views)
                 apart = agreement_loss(levels, self.data.colours(views), generator)
-            else:
-                embedding = self.model(views)
-        loss = supervised_contrastive_loss(
-            embedding, labels.repeat(2), s.temperature, across_processes=self.training
-        )
         if s.agreement:
             loss = loss + s.agreement * apart
             if self.training:
@@ -133,6 +128,43 @@ class LitAgglomerator(LightningModule):
         of_composites, states = self.model.with_levels(self.data.view(made))
         apart = composite_loss(unit_maps(states), pieces, generator)
         return torch.cat((embedding, of_composites[: len(images)])), apart
+
+    def compare(self, views, labels):
+        """The contrastive loss of views (N, C, H, W) with labels (N,), their embeddings
+        (N, contr_dim), and with --agreement the last state, else None."""
+        s, levels = self.settings, None
+        if s.agreement:
+            embedding, levels = self.model.with_levels(views)
+        else:
+            embedding = self.model(views)
+        across = self.training
+        return (
+            supervised_contrastive_loss(embedding, labels, s.temperature, across_processes=across),
+            embedding,
+            levels,
+        )
+
+    def compile_steps(self, device, processes=1):
+        """Compile what a training step computes from views on.
+
+        In stage one the network and its loss become one graph, and so does their backward pass. A
+        GPU replays both as CUDA graphs, unless gradients of several batches add up: those would lie
+        in memory that the next replay writes. Several processes exchange embeddings in the loss,
+        which is left out there.
+        """
+        if self.stage != "contrastive" or processes > 1:
+            if self.settings.agreement and self.stage == "contrastive":
+                self.model.with_levels = torch.compile(self.model.with_levels)
+            else:
+                self.model.compile()
+            return
+        replayed = device.type == "cuda" and self.settings.accumulate == 1
+        mode = "reduce-overhead" if replayed else "default"
+        self._compiled = torch.compile(self.compare, fullgraph=True, dynamic=False, mode=mode)
+
+    def on_fit_start(self):
+        if self.settings.compile:
+            self.compile_steps(self.trainer.strategy.root_device, self.trainer.world_size)
 
     @property
     def classified_by(self):

@@ -192,11 +192,15 @@ class Pace(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         images = (batch_idx + 1 - self.first) * self.batch_size * trainer.world_size
         rate = images / (time.perf_counter() - self.began)
-        module.log("images/s", torch.tensor(rate), on_step=True, on_epoch=False, prog_bar=True)
+        module.log("images/s", torch.tensor(rate), on_step=True, on_epoch=False)
 
 
 class Progress(TQDMProgressBar):
-    """The progress bar of a terminal: epoch, loss, accuracy, images/s."""
+    """The progress bar of a terminal: epoch, loss, accuracy, images/s. It reads them every tenth
+    step; Lightning reads what is logged for a bar after every one."""
+
+    def __init__(self):
+        super().__init__(refresh_rate=10)
 
     def on_train_start(self, trainer, module):
         super().on_train_start(trainer, module)
@@ -205,8 +209,9 @@ class Progress(TQDMProgressBar):
     def get_metrics(self, trainer, module):
         items = super().get_metrics(trainer, module)
         items.pop("v_num", None)
-        items.pop("train_loss_epoch", None)
-        return items
+        logged = trainer.callback_metrics
+        steps = "train_loss_step", "images/s"
+        return items | {name: float(logged[name]) for name in steps if name in logged}
 
 
 class EpochLines(Callback):

@@ -11,6 +11,14 @@ def upcast(x):
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def as_products(x):
+    """x in the type that autocast would give it in a matrix product, once for many of them."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return x.to(torch.get_autocast_dtype(kind))
+    return x
+
+
 def without_autocast(device):
     """A context in which operations on a device keep the types of their tensors."""
     if torch.amp.is_autocast_available(device.type):
