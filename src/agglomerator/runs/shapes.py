@@ -14,8 +14,8 @@ def shapes_show(weights):
     """The settings that the shapes of a state dict show, and the radius, which its mask does.
 
     Those that leave no trace (iters, denoise_iter, dropout, consensus_self; the radius, where the
-    mask is left out) are missing; image_size is taken for four times the grid, the published
-    tokenizer's stride.
+    mask is left out; the grid, where neither norms nor a mask show it) are missing; image_size is
+    taken for four times the grid, the published tokenizer's stride.
 
     Raises:
         UserError: the mask is that of no radius.
@@ -26,10 +26,12 @@ def shapes_show(weights):
     convs = [weights[name].shape for name in names if weights[name].dim() == 4]
     levels, patch_dim = weights["init_levels"].shape
     patch_size = round((patch_dim / convs[-1][0]) ** 0.5)
-    n_columns = weights["bottom_up.net.1.weight"].shape[0]
-    grid = round(n_columns**0.5) * patch_size
+    n_columns = _n_columns(weights)
     channels = convs[0][0]
-    if any(re.match(r"image_to_tokens\.0\.block\.\d+\.block\.", name) for name in weights):
+    coarser = {name.split(".")[5] for name in names if ".down." in name}
+    if coarser:
+        tokenizer, depth = "pyramid", len(coarser)
+    elif any(re.match(r"image_to_tokens\.0\.block\.\d+\.block\.", name) for name in weights):
         tokenizer, depth = "residual", (len(convs) - 3) // 2
     elif len(convs) > 2 and convs[1][0] != channels:
         tokenizer, depth = "vgg", len(convs) - 4
@@ -43,13 +45,23 @@ def shapes_show(weights):
         "tokenizer_width": None if channels == convs[-1][0] // 2 else channels,
         "tokenizer": tokenizer,
         "tokenizer_depth": depth,
-        "conv_image_size": grid,
-        "image_size": 4 * grid,
+        "column_norm": "places" if "bottom_up.net.1.weight" in weights else "plain",
         "n_classes": weights["classification_head_from_contr.2.weight"].shape[0],
     }
+    if n_columns is not None:
+        grid = round(n_columns**0.5) * patch_size
+        settings |= {"conv_image_size": grid, "image_size": 4 * grid}
     if MASK in weights:
         settings["local_consensus_radius"] = _radius(weights[MASK], round(n_columns**0.5))
     return settings | _head(weights, n_columns, patch_dim)
+
+
+def _n_columns(weights):
+    """The number of columns; None where neither norms nor a mask show it."""
+    norm = weights.get("bottom_up.net.1.weight")
+    if norm is not None:
+        return norm.shape[0]
+    return weights[MASK].shape[-1] if MASK in weights else None
 
 
 def _head(weights, n_columns, patch_dim):
@@ -58,7 +70,7 @@ def _head(weights, n_columns, patch_dim):
     if first is None or last is None or first.dim() != 2 or last.dim() != 2:
         return {}
     hidden, width = first.shape
-    if hidden == width == n_columns * patch_dim:
+    if n_columns is not None and hidden == width == n_columns * patch_dim:
         return {"head": "flatten", "contr_dim": last.shape[0]}
     return {"head": "grid", "contr_dim": last.shape[0], "head_side": math.isqrt(width // patch_dim)}
 
