@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -195,7 +196,8 @@ def test_the_contrastive_loss_of_a_test_is_of_mixed_batches(trained):
     for supervise in (False, True):
         data = ImageDataModule(settings.replace(supervise=supervise))
         data.setup()
-        data.trainer = type("Trainer", (), {"global_rank": 0, "world_size": 1})
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        data.trainer = SimpleNamespace(global_rank=0, world_size=1, strategy=strategy)
         labels = [labels.tolist() for _, labels in data.test_dataloader()]
         again = [labels.tolist() for _, labels in data.test_dataloader()]
         assert labels == again

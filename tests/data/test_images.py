@@ -3,11 +3,14 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms, PngImagePlugin
+from torch.utils.data import Subset
 
 from agglomerator.config import Settings
+from agglomerator.data.classes import ClassMap
 from agglomerator.data.decode import UnreadableImage, read_image, to_8_bits
-from agglomerator.data.images import photographs
+from agglomerator.data.images import ImageSet, OnDevice, photographs
 
 GRAY, RGB, GRAY_ALPHA, RGB_ALPHA = 0, 2, 4, 6  # PNG's types of colour
 
@@ -208,3 +211,20 @@ def test_photographs_keep_their_own_pixels_within_limits(tmp_path):
     assert (own.numpy() == pixels[:100, 25:125].transpose(2, 0, 1)).all()
     (middle,) = photographs(paths[1:2], Settings(image_size=32, n_channels=1), margin=1.25)
     assert (middle == read_image(paths[1], 100, 1)[:, 10:90, 10:90]).all()
+
+
+def test_batches_gathered_on_a_device_are_those_of_the_subset():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (20, 1, 4, 4), dtype=torch.uint8, generator=generator)
+    whole = ImageSet(images, torch.arange(20) % 3, "abc")
+    relabelled = ClassMap(("c", "a", "b"), (2, 0, 1)).apply(whole)
+    device = torch.device("cpu")
+    for dataset in (whole, relabelled):
+        subset = Subset(Subset(dataset, range(3, 19)), [9, 2, 2, 15, 0])
+        there = OnDevice(subset, device)
+        assert len(there) == 5
+        for found, expected in zip(
+            there.__getitems__([4, 1, 0]), subset.__getitems__([4, 1, 0]), strict=True
+        ):
+            assert torch.equal(found, expected)
+    assert not OnDevice.fits(subset, device)  # it is there already

@@ -154,7 +154,8 @@ def test_validation_mixes_the_classes_of_a_folder_in_an_order_fixed_by_the_seed(
     epochs = []
     for _ in range(2):
         data = read(**flags, image_size=8, conv_image_size=8, batch_size=16, num_workers=0)
-        data.trainer = SimpleNamespace(global_rank=0, world_size=1)
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        data.trainer = SimpleNamespace(global_rank=0, world_size=1, strategy=strategy)
         epochs.append(torch.cat([labels for _, labels in data.val_dataloader()]).tolist())
     expected = sorted(int(data.val[i][1]) for i in range(len(data.val)))
     assert epochs[0] == epochs[1] and sorted(epochs[0]) == expected

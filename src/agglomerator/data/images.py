@@ -9,11 +9,13 @@ import os
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from agglomerator.data.decode import UnreadableImage, read_image, read_photograph
-from agglomerator.data.transforms import center_crop
+from agglomerator.data.transforms import center_crop, send
 from agglomerator.util.terminal import say
+
+SHARE = 0.25  # of a GPU's memory, that the images of a data set may take
 
 
 class ImageSet(Dataset):
@@ -45,6 +47,7 @@ class ImageSet(Dataset):
         self.classes = list(classes)
         self.extra = extra or {}
         self.groups, self.paths = groups, paths
+        self.copies = {}  # by device, the images and their copy there, of `OnDevice`
 
     def __len__(self):
         return len(self.images)
@@ -54,6 +57,44 @@ class ImageSet(Dataset):
 
     def __getitems__(self, indices):
         return self[indices]
+
+
+class OnDevice(Dataset):
+    """Images of an `ImageSet`, or of nested subsets of one, that lie on a device, from which lists
+    of indices gather batches there. The sets of one `ImageSet` share a copy of its bytes.
+
+    Args:
+        subset: an `ImageSet`, or `Subset` of one.
+        device: to hold them.
+    """
+
+    def __init__(self, subset, device):
+        rows = torch.arange(len(subset))
+        while isinstance(subset, Subset):
+            rows = torch.as_tensor(subset.indices)[rows]
+            subset = subset.dataset
+        self.rows, self.device = rows, device
+        source, copied = subset.copies.get(device, (None, None))
+        if source is not subset.images:
+            copied = send(subset.images, device)
+            subset.copies[device] = subset.images, copied
+        self.images, self.labels = copied, send(subset.labels, device)  # a class map changes labels
+
+    @staticmethod
+    def fits(subset, device):
+        """Whether the images of `subset`, in memory, take at most SHARE of a GPU's."""
+        while isinstance(subset, Subset):
+            subset = subset.dataset
+        if not isinstance(subset, ImageSet) or device.type != "cuda":
+            return False
+        return subset.images.nbytes <= SHARE * torch.cuda.get_device_properties(device).total_memory
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitems__(self, indices):
+        rows = send(self.rows[indices], self.device)
+        return self.images.index_select(0, rows), self.labels.index_select(0, rows)
 
 
 class ImageFiles(Dataset):

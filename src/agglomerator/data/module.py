@@ -21,7 +21,7 @@ from agglomerator.data.augment import (
 )
 from agglomerator.data.crops import random_views
 from agglomerator.data.download import one_at_a_time
-from agglomerator.data.images import ImageFiles, as_it_is, n_workers
+from agglomerator.data.images import ImageFiles, OnDevice, as_it_is, n_workers
 from agglomerator.data.transforms import center_crop, denormalize, normalize
 from agglomerator.hierarchy.classes import hierarchy_of
 from agglomerator.util.errors import UserError
@@ -194,6 +194,8 @@ class ImageDataModule(LightningDataModule):
             options |= {"num_workers": workers, "persistent_workers": workers > 0}
             options |= {"worker_init_fn": _leave_signals if workers else None}
             options["pin_memory"] = torch.cuda.is_available()
+        elif OnDevice.fits(subset, device := self.trainer.strategy.root_device):
+            subset = OnDevice(subset, device)
         return kind(subset, self.settings.batch_size, collate_fn=as_it_is, **options)
 
     def crop(self, images):

@@ -84,6 +84,7 @@ def build_trainer(settings, training, callbacks=(), logs=True):
             limit_train_batches=s.limit_train,
             limit_val_batches=s.limit_val,
             num_sanity_val_steps=0,
+            benchmark=training,  # cuDNN tries its algorithms: the shapes of a training are few
             log_every_n_steps=10,
             use_distributed_sampler=False,
             default_root_dir=folder.path,

@@ -11,17 +11,23 @@ def upcast(x):
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+@torch.compiler.assume_constant_result  # PyTorch 2.11 cannot trace the question
+def has_autocast(kind):
+    """Whether there is autocast for a kind of device."""
+    return torch.amp.is_autocast_available(kind)
+
+
 def as_products(x):
     """x in the type that autocast would give it in a matrix product, once for many of them."""
     kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if has_autocast(kind) and torch.is_autocast_enabled(kind):
         return x.to(torch.get_autocast_dtype(kind))
     return x
 
 
 def without_autocast(device):
     """A context in which operations on a device keep the types of their tensors."""
-    if torch.amp.is_autocast_available(device.type):
+    if has_autocast(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 
