@@ -67,13 +67,27 @@ def test_published_checkpoint_brings_its_own_tokenizer_and_head(case, published)
     assert (model.settings.head, model.settings.tokenizer_depth) == ("flatten", 3)
 
 
-@pytest.mark.parametrize("tokenizer", ["convmlp", "residual", "vgg"])
+@pytest.mark.parametrize("tokenizer", ["convmlp", "residual", "vgg", "pyramid"])
 def test_shapes_tell_the_flags_of_the_head_and_the_tokenizer(tmp_path, tokenizer):
     flags = {"head": "grid", "head_side": 3, "tokenizer": tokenizer}
     flags |= {"tokenizer_width": 5, "tokenizer_depth": 4}
     weights = Agglomerator(**SMALL, **flags).state_dict()
     found = read(save_published(tmp_path / "p.ckpt", weights)).settings
     assert {name: found[name] for name in flags} == flags
+
+
+@pytest.mark.parametrize("radius", [0, 1.5])
+def test_own_checkpoint_without_weights_for_places_is_read_again(tmp_path, radius):
+    settings = Settings(
+        patch_dim=16, head="grid", column_norm="plain", local_consensus_radius=radius,
+        conv_image_size=16, tokenizer="pyramid",
+    )  # fmt: skip
+    model = Agglomerator(**dataclasses.asdict(settings))
+    content = {"state_dict": model.state_dict(), "hyper_parameters": dataclasses.asdict(settings)}
+    torch.save(content | {"epoch": 0, "global_step": 1}, tmp_path / "own.ckpt")
+    found = load_checkpoint(tmp_path / "own.ckpt").eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(found(images), model.eval()(images))
 
 
 def test_grid_head_with_the_shapes_of_a_flat_one_is_told_from_it(tmp_path):

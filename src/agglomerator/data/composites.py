@@ -1,8 +1,8 @@
 """Images put together from pieces of others, whose segments are known because we made them.
 
 What is cut out is what the network itself sees as one: all columns that agree with one drawn at
-random. Where that is nearly nothing or nearly everything, as at the start of a training, a random
-blob is cut out instead. To paste what was cut elsewhere, and to ask the network to find it again,
+random. Where that is nearly nothing or nearly everything, and in the first third of a training, a
+random blob is cut out instead. To paste what was cut elsewhere, and to ask the network to find it again,
 is an old source of segments without labels (Remez, Huang, Brown, "Learning to segment via
 cut-and-paste", ECCV 2018; Arandjelovic and Zisserman, "Object discovery with a copy-pasting GAN",
 2019). That the pieces are the network's own islands is ours.
@@ -27,7 +27,7 @@ CENTRE = 0.4  # a figure is cut around a column from the middle of the image, so
 
 
 @in_float32
-def compose(colours, levels, generator):
+def compose(colours, levels, generator, own=True):
     """Make two composites of each image: its figure on another ground; and, of half of the images,
     pieces pasted on it, of the others a mosaic.
 
@@ -35,6 +35,7 @@ def compose(colours, levels, generator):
         colours: (B, C, H, W) from 0 to 1.
         levels: (K, B, d, S, S), of unit length, what the network sees in the images.
         generator: torch.Generator on the CPU.
+        own: cut along the islands of these levels; False for blobs alone.
 
     Returns:
         (images, pieces): (2B, C, H, W) uint8, figures first, and (2B, H, W) int64, the number of
@@ -42,6 +43,8 @@ def compose(colours, levels, generator):
         lie, of whose own segments nothing is known.
     """
     half = len(colours) // 2
+    if not own:
+        levels = torch.ones_like(levels)  # all agree: an island of all becomes a blob
     figures = with_figures(colours, levels[-1], generator)
     pasted = with_pieces(colours[half:], levels[0, half:], generator)
     if not half:

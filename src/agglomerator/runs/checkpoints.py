@@ -209,8 +209,8 @@ def build(checkpoint, new_classes=None, **flags):
     if "conv_image_size" in flags and "image_size" not in flags | checkpoint.settings:
         settings["image_size"] = 4 * flags["conv_image_size"]
     shown = shapes_show(checkpoint.weights)
-    shown.pop("image_size")
-    side = shown["conv_image_size"] // shown["patch_size"]
+    shown.pop("image_size", None)
+    side = shown.get("conv_image_size", settings["conv_image_size"]) // shown["patch_size"]
     if settings["head"] not in ("flatten", "grid"):  # one that somebody has added
         shown = {name: value for name, value in shown.items() if not name.startswith("head")}
     elif settings["head"] == "grid" and settings.get("head_side") == side:

@@ -123,8 +123,9 @@ class LitAgglomerator(LightningModule):
         another; and the loss of the islands in composites of the views."""
         views = self.data.augmented_view(images, generator)
         embedding, states = self.model.with_levels(views)
-        seen = unit_maps(states.detach())
-        made, pieces = compose(self.data.colours(views), seen, generator)
+        seen, colours = unit_maps(states.detach()), self.data.colours(views)
+        own = not self.training or self.current_epoch >= self.settings.max_epochs / 3
+        made, pieces = compose(colours, seen, generator, own)
         of_composites, states = self.model.with_levels(self.data.view(made))
         apart = composite_loss(unit_maps(states), pieces, generator)
         return torch.cat((embedding, of_composites[: len(images)])), apart
