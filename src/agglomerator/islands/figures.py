@@ -104,7 +104,7 @@ class IslandFigures:
             colours = "Equal vectors of a level have equal colours."
         islands = f"neighbours with a cosine of {self.threshold:g} or more"
         if self.loss is not None:
-            islands = f"neighbours merged while a merge loses {self.loss:.3g} of agreement at most"
+            islands = f"neighbours merged while that loses {self.loss:g} at most (--island_loss)"
         return (
             f"{colours} Like colours need not mean like vectors: colours show three axes, which "
             f"hold {shares} of the variance.\n"
