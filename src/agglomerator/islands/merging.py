@@ -42,7 +42,7 @@ def merged(states, loss):
         >>> states = torch.tensor([[1.0, 0], [2, 0], [0, 1], [1, 0]])[:, None]  # 2 x 2, one level
         >>> merged(states, 0.1)
         tensor([[[0, 0],
-                 [2, 3]]])
+                 [2, 0]]])
     """
     *batch, n, n_levels, d = states.shape
     side = math.isqrt(n)
