@@ -15,6 +15,7 @@ from agglomerator.runs.checkpoints import SHELF
 from agglomerator.util.errors import UserError
 
 CONFIGS = {
+    "PhotoParts": "config_PhotoParts.cfg",
     "CIFAR10": "config_CIFAR10.cfg",
     "FashionMNIST": "config_FashionMNIST.cfg",
     "PartWhole": "config_PartWhole_islands.cfg",
