@@ -2,8 +2,8 @@
 
 What is cut out is what the network itself sees as one: all columns that agree with one drawn at
 random. Where that is nearly nothing or nearly everything, and in the first third of a training, a
-random blob is cut out instead. To paste what was cut elsewhere, and to ask the network to find it again,
-is an old source of segments without labels (Remez, Huang, Brown, "Learning to segment via
+random blob is cut out instead. To paste what was cut elsewhere, and to ask the network to find it
+again, is an old source of segments without labels (Remez, Huang, Brown, "Learning to segment via
 cut-and-paste", ECCV 2018; Arandjelovic and Zisserman, "Object discovery with a copy-pasting GAN",
 2019). That the pieces are the network's own islands is ours.
 
