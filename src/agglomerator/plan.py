@@ -6,13 +6,7 @@ No other module changes settings.
 from dataclasses import dataclass
 from functools import cached_property
 
-from agglomerator.config import (
-    INPUT_SETTINGS,
-    ISLAND_SETTINGS,
-    MODEL_SETTINGS,
-    SPLIT_SETTINGS,
-    Settings,
-)
+from agglomerator.config import DESCRIBED, SPLIT_SETTINGS, Settings
 from agglomerator.data import registry
 from agglomerator.data.classes import ClassMap, are_numbers, match
 from agglomerator.runs.checkpoints import PUBLISHED_PARTS, Checkpoint, fingerprint, read
@@ -221,7 +215,7 @@ def complete_from_checkpoint(settings, given, checkpoint):
     Raises:
         UserError: they do not fit each other.
     """
-    wanted = (*MODEL_SETTINGS, *INPUT_SETTINGS, *ISLAND_SETTINGS, "normalization", "seed")
+    wanted = (*DESCRIBED, "seed")
     published = checkpoint.stage is None
     taken = {
         name: value

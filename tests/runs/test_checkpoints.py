@@ -76,28 +76,28 @@ def test_shapes_tell_the_flags_of_the_head_and_the_tokenizer(tmp_path, tokenizer
     assert {name: found[name] for name in flags} == flags
 
 
+def check_round_trip(settings, tmp_path):
+    """A network of these settings computes the same when it is read again."""
+    model = Agglomerator(**dataclasses.asdict(settings))
+    content = {"state_dict": model.state_dict(), "hyper_parameters": dataclasses.asdict(settings)}
+    torch.save(content | {"epoch": 0, "global_step": 1}, tmp_path / "own.ckpt")
+    found = load_checkpoint(tmp_path / "own.ckpt").eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(found(images), model.eval()(images))
+
+
 @pytest.mark.parametrize("radius", [0, 1.5])
 def test_own_checkpoint_without_weights_for_places_is_read_again(tmp_path, radius):
     settings = Settings(
         patch_dim=16, head="grid", column_norm="plain", local_consensus_radius=radius,
         conv_image_size=16, tokenizer="pyramid",
     )  # fmt: skip
-    model = Agglomerator(**dataclasses.asdict(settings))
-    content = {"state_dict": model.state_dict(), "hyper_parameters": dataclasses.asdict(settings)}
-    torch.save(content | {"epoch": 0, "global_step": 1}, tmp_path / "own.ckpt")
-    found = load_checkpoint(tmp_path / "own.ckpt").eval()
-    images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(found(images), model.eval()(images))
+    check_round_trip(settings, tmp_path)
 
 
 def test_grid_head_with_the_shapes_of_a_flat_one_is_told_from_it(tmp_path):
     settings = Settings(patch_dim=32, patch_size=2, head="grid")  # 4x4 columns of 32: 512
-    model = Agglomerator(**dataclasses.asdict(settings))
-    content = {"state_dict": model.state_dict(), "hyper_parameters": dataclasses.asdict(settings)}
-    torch.save(content | {"epoch": 0, "global_step": 1}, tmp_path / "own.ckpt")
-    found = load_checkpoint(tmp_path / "own.ckpt").eval()
-    images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(found(images), model.eval()(images))
+    check_round_trip(settings, tmp_path)
 
 
 def test_fingerprint_tells_the_last_bit_whatever_the_strides():

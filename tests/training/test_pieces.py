@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 from conftest import rows, same_weights, small_run
 
-from agglomerator.training.pieces import composite_loss, piece_loss, unit_maps
+from agglomerator.training.pairs import unit_maps
+from agglomerator.training.pieces import composite_loss, piece_loss
 
 SIDE = 8
 COMPOSITES = "--agreement=1", "--agreement_cue=composites", "--augmentation=views"

@@ -64,7 +64,7 @@ def island_scores(trainer, module, seed=None):
     these, against the masks and beside baselines, of which the untrained network has the seed of
     the training."""
     settings, data = module.settings, module.data
-    found = {"threshold": settings.island_threshold, "loss": settings.island_loss}
+    found = settings.found_by
     truth = masks.of_test(data)
     if truth is not None:
         device, seed = trainer.strategy.root_device, settings.seed if seed is None else seed
@@ -96,7 +96,7 @@ def score_folder(plan, model):
     prior = masks.of_training(settings)
     scores = baselines.compare(model, truth, settings, device, prior, settings.seed)
     made = make_room([record], plan.folder.path, settings, start)
-    scores = {"threshold": settings.island_threshold, "loss": settings.island_loss} | scores
+    scores = settings.found_by | scores
     write_json(record, {"checkpoint": start.name} | scores | made)
     say("\n".join(report.island_lines(scores)))
     say(f"Written: {record}")

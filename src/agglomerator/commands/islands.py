@@ -36,7 +36,7 @@ def islands(settings, given):
     settings, model = plan.settings, build_network(plan)
     lock_run_folder(plan.folder.path, "islands")
     tell_blindness(settings)
-    drawn = IslandFigures(plan.folder.islands, settings.island_threshold, settings.island_loss)
+    drawn = IslandFigures(plan.folder.islands, **settings.found_by)
     numbers = _numbers(settings.images)
     if settings.images is None or numbers is not None:
         pages = _of_test(build_data(plan), numbers)

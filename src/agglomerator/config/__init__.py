@@ -1,9 +1,9 @@
 """The settings of a run: names, defaults, help, limits."""
 
 from agglomerator.config.settings import (
+    DESCRIBED,
     FIELDS,
     INPUT_SETTINGS,
-    ISLAND_SETTINGS,
     MODEL_SETTINGS,
     SPLIT_SETTINGS,
     Settings,
@@ -11,9 +11,9 @@ from agglomerator.config.settings import (
 )
 
 __all__ = [
+    "DESCRIBED",
     "FIELDS",
     "INPUT_SETTINGS",
-    "ISLAND_SETTINGS",
     "MODEL_SETTINGS",
     "SPLIT_SETTINGS",
     "Settings",

@@ -54,6 +54,11 @@ class Settings(
         return "supervised" if self.supervise else "contrastive"
 
     @property
+    def found_by(self):
+        """How islands are found, the arguments of `islands.segments.segment`."""
+        return {"threshold": self.island_threshold, "loss": self.island_loss}
+
+    @property
     def figure_kinds(self):
         """Endings of the files of a picture."""
         return tuple(dict.fromkeys(("png", self.figure_format)))
@@ -109,7 +114,8 @@ MODEL_SETTINGS = tuple(
 )
 INPUT_SETTINGS = ("dataset", "image_size", "n_channels", "n_classes", "difficulty", "objects")
 SPLIT_SETTINGS = ("seed", "val_share")
-ISLAND_SETTINGS = ("island_loss",)
+# What a checkpoint stores of the network, its input and its islands.
+DESCRIBED = (*MODEL_SETTINGS, *INPUT_SETTINGS, "island_loss", "normalization")
 
 
 def value_types(name):

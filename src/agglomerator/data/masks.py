@@ -114,13 +114,11 @@ def masks_beside(folder, split, images, size):
         UserError: there are files, but no image has a mask, or two have the same.
     """
     found, images = {}, [os.fsdecode(path) for path in images]
-    names = [os.path.relpath(path, folder / split) for path in images]
     for kind in MASKS:
         place = folder / kind / split
         if not place.is_dir():
             continue
-        wanted = [f"{os.path.splitext(place / name)[0]}.png" for name in names]
-        paths = [path if os.path.isfile(path) else None for path in wanted]
+        wanted, paths = _mask_paths(folder, kind, split, images)
         for path, n in Counter(paths).items():
             if path is not None and n > 1:
                 raise UserError(f"{path}: the mask of {n} images; give each image its own name.")
@@ -136,6 +134,13 @@ def masks_beside(folder, split, images, size):
     return found
 
 
+def _mask_paths(folder, kind, split, images):
+    """Paths that the masks of images should have, and the same with None where there is none."""
+    names = [os.path.relpath(path, folder / split) for path in images]
+    wanted = [f"{os.path.splitext(folder / kind / split / name)[0]}.png" for name in names]
+    return wanted, [path if os.path.isfile(path) else None for path in wanted]
+
+
 def masks_of(paths, settings):
     """The masks of some of the images below --images, for pictures.
 
@@ -148,9 +153,7 @@ def masks_of(paths, settings):
         return None
     masks = {}
     for kind in MASKS:
-        names = [os.path.relpath(path, folder / "test") for path in paths]
-        wanted = [f"{os.path.splitext(folder / kind / 'test' / name)[0]}.png" for name in names]
-        found = [path if os.path.isfile(path) else None for path in wanted]
+        _, found = _mask_paths(folder, kind, "test", paths)
         if any(found):
             masks[kind] = MaskFiles(found, paths, settings.image_size)[range(len(paths))]
     return masks

@@ -101,7 +101,7 @@ class _Vectors:
 
     def __init__(self, settings, network, levels=None):
         self.network = network
-        self.found_by = {"threshold": settings.island_threshold, "loss": settings.island_loss}
+        self.found_by = settings.found_by
         self.scores = IslandScores(levels or settings.levels)
         self.position = PositionShare()
 

@@ -50,13 +50,16 @@ def cut(merges, number):
         >>> cut(average_linkage(torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.1]])), 2).tolist()
         [0, 1, 0]
     """
+    done = np.arange(len(merges))[: max(len(merges) + 1 - number, 0)]
+    return np.unique(after(merges, done), return_inverse=True)[1]
+
+
+def after(merges, done):
+    """Labels (n,) after some of the merges (n - 1, 2), whose indices are `done`."""
     n = len(merges) + 1
-    done = merges[: max(n - number, 0)]
-    made = n + np.arange(len(done))
-    edges = np.concatenate((made, made)), done.T.ravel()
+    edges = np.repeat(n + done, 2), merges[done].ravel()
     graph = coo_array((np.ones(len(edges[0]), np.int8), edges), shape=(2 * n, 2 * n))
-    labels = connected_components(graph, directed=False)[1][:n]
-    return np.unique(labels, return_inverse=True)[1]
+    return connected_components(graph, directed=False)[1][:n]
 
 
 def cluster(states, numbers):

@@ -11,11 +11,10 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from sklearn.cluster import ward_tree
 from sklearn.feature_extraction.image import grid_to_graph
 
+from agglomerator.islands.clusters import after
 from agglomerator.util.precision import upcast
 
 COARSER = 4  # how much more the merges of a level may lose than those of the level below it
@@ -64,8 +63,5 @@ def _merge(vectors, side, most):
         vectors, connectivity=grid_to_graph(side, side), return_distance=True
     )
     done = np.flatnonzero(distances**2 / 2 <= most)  # scikit-learn's distance has a factor of 2
-    edges = np.repeat(n + done, 2), children[done].ravel()
-    graph = coo_array((np.ones(len(edges[0]), np.int8), edges), shape=(2 * n - 1,) * 2)
-    _, components = connected_components(graph, directed=False)
-    _, first, island = np.unique(components[:n], return_index=True, return_inverse=True)
+    _, first, island = np.unique(after(children, done), return_index=True, return_inverse=True)
     return first[island]

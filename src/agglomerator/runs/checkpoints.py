@@ -11,13 +11,7 @@ from pathlib import Path
 
 import torch
 
-from agglomerator.config import (
-    FIELDS,
-    INPUT_SETTINGS,
-    ISLAND_SETTINGS,
-    MODEL_SETTINGS,
-    SPLIT_SETTINGS,
-)
+from agglomerator.config import DESCRIBED, FIELDS, SPLIT_SETTINGS
 from agglomerator.data import registry
 from agglomerator.data.preprocessing import Preprocessing
 from agglomerator.model.agglomerator import Agglomerator
@@ -162,8 +156,7 @@ def shelve(source, target):
         target: file to write, a fifth of its size or less.
     """
     content = torch.load(source, map_location="cpu", weights_only=True)
-    described = (*MODEL_SETTINGS, *INPUT_SETTINGS, *SPLIT_SETTINGS, "normalization", "stage")
-    described += ISLAND_SETTINGS
+    described = (*DESCRIBED, *SPLIT_SETTINGS, "stage")
     described += ("class_names", "split_seed", "training_images")
     stored = content["hyper_parameters"]
     weights = {

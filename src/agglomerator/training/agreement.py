@@ -11,14 +11,12 @@ import math
 import torch
 import torch.nn.functional as F
 
+from agglomerator.training.pairs import BOUNDARY, cross_entropy, over_pairs, unit_maps
 from agglomerator.util.precision import upcast
 
 COLOUR_WIDTH = 0.08  # standard deviation of the kernel of mean shift; colours are from 0 to 1
 SAME_PATCH = 0.08  # colours that differ by less are of one patch
 OTHER_PATCH = 0.16  # colours that differ by more are of two, also where columns are not neighbours
-COSINE = 0.7  # of two columns that agree as much as not
-SHARPNESS = 10.0  # the logit of agreement, for a cosine of 1 more
-BOUNDARY = 2.0  # weight of neighbours that are to differ: if one pair agrees, two islands join
 ROUNDS = 2  # for every doubling of the columns; to ask whether fewer do would wait for the GPU
 SHIFTS = 4  # distant columns that each column is compared with
 
@@ -112,22 +110,14 @@ def agreement_loss(levels, colours, generator):
     Returns:
         A scalar, the mean over levels; half of it is from neighbours, half from distant columns.
     """
-    vectors = F.normalize(upcast(levels), dim=-1).permute(2, 0, 3, 1)  # (K, B, d, n)
-    side = math.isqrt(vectors.shape[-1])
-    vectors = vectors.unflatten(3, (side, side))  # (K, B, d, S, S)
+    vectors = unit_maps(levels)
+    side = vectors.shape[-1]
     with torch.no_grad():
         smoothed = mean_shift(F.adaptive_avg_pool2d(upcast(colours), side))  # (B, C, S, S)
         background = border_background(smoothed)  # (B, S, S)
 
     maps = vectors, smoothed, background
-    horizontal = pair_loss(*((x[..., 1:], x[..., :-1]) for x in maps), neighbours=True)
-    vertical = pair_loss(*((x[..., 1:, :], x[..., :-1, :]) for x in maps), neighbours=True)
-    shifts = torch.randint(side, (SHIFTS, 2), generator=generator).tolist()
-    distant = [
-        pair_loss(*((x, x.roll(shift, (-2, -1))) for x in maps), neighbours=False)
-        for shift in shifts
-    ]
-    return (horizontal + vertical) / 4 + sum(distant) / (2 * SHIFTS)
+    return over_pairs(pair_loss, maps, SHIFTS, generator)
 
 
 def pair_loss(vectors, colours, background, neighbours):
@@ -148,12 +138,9 @@ def pair_loss(vectors, colours, background, neighbours):
     difference = colour_difference(*colours)
     same_patch, same_side = difference < SAME_PATCH, background[0] == background[1]
     target = torch.stack([same_patch] * below_top + [same_side])  # (K, B, ...)
-    cosine = (vectors[0] * vectors[1]).sum(2)
-    logits = SHARPNESS * (cosine - COSINE)
-    losses = F.binary_cross_entropy_with_logits(logits, target.to(logits), reduction="none")
     if neighbours:
         weight = 1 + (BOUNDARY - 1) * ~target
     else:  # colours that differ a little may be of one patch or of two: those pairs do not count
         is_clear = same_patch | (difference > OTHER_PATCH)
-        weight = torch.stack([is_clear] * below_top + [torch.ones_like(is_clear)]).to(logits)
-    return ((losses * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1)).mean()
+        weight = torch.stack([is_clear] * below_top + [torch.ones_like(is_clear)]).to(vectors[0])
+    return cross_entropy(vectors, target, weight)

@@ -12,7 +12,8 @@ from agglomerator.training.agreement import agreement_loss
 from agglomerator.training.losses import supervised_contrastive_loss
 from agglomerator.training.metrics import RunMetrics
 from agglomerator.training.optim import Muon
-from agglomerator.training.pieces import composite_loss, unit_maps
+from agglomerator.training.pairs import unit_maps
+from agglomerator.training.pieces import composite_loss
 from agglomerator.util.distributed import gather
 from agglomerator.util.precision import upcast, without_autocast
 from agglomerator.util.random import seeded_generator
@@ -233,17 +234,13 @@ class LitAgglomerator(LightningModule):
         mixing = {name: getattr(self.model, name) for name in ("wl", "wBU", "wTD", "wA")}
         self.log_dict(mixing)
 
-    @property
-    def _found_by(self):
-        return {"threshold": self.settings.island_threshold, "loss": self.settings.island_loss}
-
     def on_validation_epoch_start(self):
         self.metrics.islands.reset()
 
     def validation_step(self, batch, batch_idx):
         loss, logits, levels = self._evaluate(batch, batch_idx)
         metrics = self.metrics
-        metrics.islands.update_states(levels, **self._found_by)
+        metrics.islands.update_states(levels, **self.settings.found_by)
         metrics.val_accuracy(logits, batch[1])
         metrics.val_loss(loss.expand(len(batch[1])))
         self.log("val_loss", metrics.val_loss, prog_bar=True)
@@ -257,7 +254,7 @@ class LitAgglomerator(LightningModule):
     def test_step(self, batch, batch_idx):
         loss, logits, levels = self._evaluate(batch, batch_idx, self.settings.test_time_flip)
         metrics = self.metrics
-        metrics.islands.update_states(levels, **self._found_by)
+        metrics.islands.update_states(levels, **self.settings.found_by)
         metrics.position.update(levels)
         metrics.confusion(logits, batch[1])
         metrics.top5(logits, batch[1])

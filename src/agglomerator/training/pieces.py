@@ -7,22 +7,13 @@ in photographs (Isola et al., "Crisp boundary detection using pointwise mutual i
 2014, asked that of colours alone).
 """
 
-import math
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 
-from agglomerator.training.agreement import BOUNDARY, COSINE, SHARPNESS
-from agglomerator.util.precision import upcast
+from agglomerator.training.pairs import BOUNDARY, cross_entropy, over_pairs
 
 SHIFTS = 6  # distant columns that each column is compared with
-
-
-def unit_maps(states):
-    """States (B, n, K, d) -> unit vectors (K, B, d, S, S)."""
-    vectors = F.normalize(upcast(states), dim=-1).permute(2, 0, 3, 1)
-    side = math.isqrt(vectors.shape[-1])
-    return vectors.unflatten(3, (side, side))
 
 
 def composite_loss(levels, pieces, generator):
@@ -59,23 +50,14 @@ def piece_loss(vectors, pieces, generator, ground=None):
     middles = [torch.arange(side, device=pieces.device) * n // side + n // (2 * side)
                for n in pieces.shape[-2:]]  # fmt: skip
     maps = vectors, pieces[:, middles[0][:, None], middles[1]]
-    across = [x[..., 1:] for x in maps], [x[..., :-1] for x in maps]
-    down = [x[..., 1:, :] for x in maps], [x[..., :-1, :] for x in maps]
-    shifts = torch.randint(side, (SHIFTS, 2), generator=generator).tolist()
-    distant = [
-        _pair_loss(maps, [x.roll(shift, (-2, -1)) for x in maps], 1.0, ground) for shift in shifts
-    ]
-    near = sum(_pair_loss(*pair, BOUNDARY, ground) for pair in (across, down))
-    return near / 4 + sum(distant) / (2 * SHIFTS)
+    loss = partial(_pair_loss, ground=ground)
+    return over_pairs(loss, maps, SHIFTS, generator)
 
 
-def _pair_loss(one, other, boundary, ground):
-    """Mean over images of the weighted mean cross-entropy of pairs; those that are to differ have
-    the weight `boundary`."""
-    same = one[1] == other[1]
-    logits = SHARPNESS * ((one[0] * other[0]).sum(1) - COSINE)
-    losses = F.binary_cross_entropy_with_logits(logits, same.to(logits), reduction="none")
-    weight = torch.where(same, 1.0, boundary)
+def _pair_loss(vectors, pieces, neighbours, ground):
+    """The loss of pairs of columns; neighbours that are to differ count `BOUNDARY` times."""
+    same = pieces[0] == pieces[1]
+    weight = torch.where(same, 1.0, BOUNDARY if neighbours else 1.0)
     if ground is not None:
-        weight = weight.masked_fill(same & (one[1] == ground), 0.0)
-    return ((losses * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1)).mean()
+        weight = weight.masked_fill(same & (pieces[0] == ground), 0.0)
+    return cross_entropy(vectors, same, weight)

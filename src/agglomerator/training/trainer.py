@@ -49,23 +49,8 @@ def build_trainer(settings, training, callbacks=(), logs=True):
         UserError: Lightning refuses the flags of the machine.
     """
     s, folder = settings, RunFolder(settings)
-    callbacks = list(callbacks)
     terminal = sys.stdout is not None and sys.stdout.isatty()
-    callbacks.append(Progress() if terminal else EpochLines())
-    if training:
-        callbacks[:0] = Pace(s.batch_size), StopUnlessFinite()
     version = s.stage if training else f"{s.stage}_test"
-    if s.plot_islands and s.mode != "freeze":
-        callbacks.append(
-            IslandsView(
-                folder.islands,
-                s.stage,
-                s.island_threshold,
-                s.figure_kinds,
-                s.figure_dpi,
-                s.island_loss,
-            )
-        )
     devices, num_nodes = devices_of(s)
     prepare_strategies(s.blind)
     if training:
@@ -89,7 +74,7 @@ def build_trainer(settings, training, callbacks=(), logs=True):
             use_distributed_sampler=False,
             default_root_dir=folder.path,
             logger=build_loggers(s, folder.logs.parent, version, training) if logs else False,
-            callbacks=callbacks,
+            callbacks=callbacks_of(s, training, terminal, callbacks),
             plugins=[AtomicCheckpointIO(), *cluster_environment(training)],
             enable_checkpointing=training,
             enable_progress_bar=terminal,
@@ -104,6 +89,17 @@ def build_trainer(settings, training, callbacks=(), logs=True):
     if not trainer.precision.startswith(s.precision):
         say(f"--precision={s.precision}: this device computes in {trainer.precision}.")
     return trainer
+
+
+def callbacks_of(settings, training, terminal, others):
+    """All callbacks of a run, as a list: those that every run has, and others."""
+    s, callbacks = settings, [*others, Progress() if terminal else EpochLines()]
+    if training:
+        callbacks[:0] = Pace(s.batch_size), StopUnlessFinite()
+    if s.plot_islands and s.mode != "freeze":
+        pictures = {"kinds": s.figure_kinds, "dpi": s.figure_dpi}
+        callbacks.append(IslandsView(RunFolder(s).islands, s.stage, **s.found_by, **pictures))
+    return callbacks
 
 
 def cluster_environment(training):
