@@ -25,7 +25,7 @@ from PIL import Image
 
 from agglomerator import cli
 from agglomerator.commands import run
-from agglomerator.config import FIELDS, Settings
+from agglomerator.config import FIELDS, INPUT_SETTINGS, MODEL_SETTINGS, Settings
 from agglomerator.data import registry
 from agglomerator.data.decode import read_image
 from agglomerator.data.sets.smallnorb import NAMES, read_matrix
@@ -144,7 +144,7 @@ def use(path):
     settings = complete_from_checkpoint(Settings(dataset="digits"), {"dataset"}, checkpoint)
     settings = complete_from_data(settings, set())
     wanted = dataclasses.asdict(settings)
-    names = *checkpoints.MODEL_SETTINGS, *checkpoints.INPUT_SETTINGS
+    names = *MODEL_SETTINGS, *INPUT_SETTINGS
     model = checkpoints.build(checkpoint, **{name: wanted[name] for name in names})
     if settings.n_iters < 100:
         model(torch.rand(2, settings.n_channels, settings.image_size, settings.image_size))
@@ -194,7 +194,7 @@ def save_legacy(content, path):
 
 def save_safetensors(content, path):
     flags = content["hyper_parameters"]
-    told = {name: str(flags[name]) for name in checkpoints.MODEL_SETTINGS}
+    told = {name: str(flags[name]) for name in MODEL_SETTINGS}
     safetensors.torch.save_file(content["state_dict"], path, told)
 
 
