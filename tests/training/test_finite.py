@@ -13,7 +13,7 @@ from agglomerator.config import Settings
 from agglomerator.data.module import ImageDataModule
 from agglomerator.training.finite import StopUnlessFinite
 from agglomerator.training.module import LitAgglomerator
-from agglomerator.training.trainer import build_trainer, quiet_libraries
+from agglomerator.training.trainer import allow_tf32, build_trainer, quiet_libraries
 from agglomerator.util.errors import UserError
 
 SETTINGS = Settings(
@@ -158,7 +158,7 @@ def test_program_ends_with_one_line(tmp_path, processes, program):
 
 
 @of_both_optimizers
-@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", "tf32", "bf16-true", "bf16-mixed", "16-mixed"])
 def test_every_precision_learns(module, tmp_path, precision):
     settings = SETTINGS.replace(precision=precision, output_dir=str(tmp_path), limit_train=1.0)
     losses = []
@@ -175,3 +175,15 @@ def test_every_precision_learns(module, tmp_path, precision):
 def test_precision_in_which_nothing_learns_is_refused(tmp_path):
     with pytest.raises(UserError, match="--precision=16-true"):
         build_trainer(SETTINGS.replace(precision="16-true"), True, [Callback()])
+
+
+def test_tf32_is_a_choice(capsys):
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    assert allow_tf32("tf32", torch.device("cuda"))
+    assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+    for precision, device in ("32-true", "cuda"), ("tf32", "cpu"):
+        assert not allow_tf32(precision, torch.device(device))
+        assert not (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32)
+    build_trainer(SETTINGS.replace(precision="tf32"), True, [Callback()])
+    assert "--precision=tf32: this device computes in 32-true." in capsys.readouterr().out
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

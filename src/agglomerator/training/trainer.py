@@ -33,6 +33,7 @@ from agglomerator.util.terminal import say
 
 LAUNCHERS = TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment
 OF_MPI = "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"  # what mpirun tells its processes
+TF32, PLAIN = "tf32", "32-true"  # what the flag adds to Lightning's names, and its name for float32
 TIMEOUT = timedelta(minutes=10)  # a process that does not answer for so long counts as lost
 
 
@@ -62,7 +63,7 @@ def build_trainer(settings, training, callbacks=(), logs=True):
             devices=devices if training else 1,
             num_nodes=num_nodes if training else 1,
             strategy=s.strategy if training else "auto",
-            precision=s.precision,
+            precision=PLAIN if s.precision == TF32 else s.precision,
             max_epochs=s.max_epochs,
             accumulate_grad_batches=s.accumulate,
             check_val_every_n_epoch=s.validate_every,
@@ -86,7 +87,8 @@ def build_trainer(settings, training, callbacks=(), logs=True):
             f"--accelerator={s.accelerator} --precision={s.precision} --strategy={s.strategy} "
             f"--devices={s.devices}: {reason}"
         ) from None
-    if not trainer.precision.startswith(s.precision):
+    by_tf32 = allow_tf32(s.precision, trainer.strategy.root_device)
+    if not by_tf32 and not trainer.precision.startswith(s.precision):
         say(f"--precision={s.precision}: this device computes in {trainer.precision}.")
     return trainer
 
@@ -121,6 +123,18 @@ def check_precision(precision):
             "--precision=16-true: gradients and their squares vanish in 16-bit floats of so small "
             "a range, and nothing learns; use 16-mixed, bf16-mixed or bf16-true."
         )
+
+
+def allow_tf32(precision, device):
+    """Let float32 products and convolutions on an NVIDIA GPU keep 10 bits of each factor, or not:
+    PyTorch alone lets convolutions and does not let products.
+
+    Returns:
+        Whether they do.
+    """
+    allowed = precision == TF32 and device.type == "cuda"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    return allowed
 
 
 def prepare_strategies(blind):
