@@ -4,7 +4,6 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
-from matplotlib.patches import Rectangle
 
 from agglomerator.islands.figures import LARGE_PANEL, evenly_spaced, level_name, panels_of
 from agglomerator.islands.panels import NARROW, outlines, over_photographs, show_image, show_islands
@@ -79,7 +78,7 @@ class AgreementPanels:
     def show(self, image, column, colours, labels, cosines, attention):
         """Show the arguments of `draw_agreement` in place of what was shown."""
         for ax in self.axes.flat:
-            for artist in (*ax.images, *ax.collections, *ax.patches):
+            for artist in (*ax.images, *ax.collections):
                 artist.remove()
         row, place = column
         side = labels.shape[-1]
@@ -97,25 +96,27 @@ class AgreementPanels:
             ]
             n_islands = len(np.unique(labels[level]))
             texts = (
-                (f"of {island.sum()} columns", f"{n_islands} island{'s' * (n_islands > 1)}"),
-                (f"its island {means[0]}", *(f"others {mean}" for mean in means[1:])),
-                (f"its island {attention[level][island].sum():.0%}", f"greatest {most:.1%}"),
+                (f"its island: {island.sum()}", f"{n_islands} island{'s' * (n_islands > 1)}"),
+                (f"its island: {means[0]}", *(f"others: {mean}" for mean in means[1:])),
+                (f"its island: {attention[level][island].sum():.0%}", f"greatest: {most:.1%}"),
             )
             for ax, text in zip(panels, texts, strict=True):
                 self._mark(ax, column, island)
                 ax.set_xlabel((", " if self.width > NARROW else "\n").join(text), fontsize=8)
 
     def _mark(self, ax, column, island=None):
-        """Lines around the column, and around its island (S, S) bool."""
+        """Lines around the column, and around its island (S, S) bool, if it is given."""
         row, place = column
+        corners = np.array(((-1, -1), (1, -1), (1, 1), (-1, 1))) / 2 + (place, row)
+        square = np.stack((corners, np.roll(corners, -1, 0)), 1)
+        rings = [(square, COLUMN)]
         if island is not None:
-            lines = outlines(np.pad(island, 1), 1) - 1
-            for width, colour in ((2.6, "black"), (1.4, ISLAND)):
-                style = {"linewidths": width, "colors": colour, "capstyle": "projecting"}
-                ax.add_collection(LineCollection(lines, **style), autolim=False)
-        for width, colour in ((2.6, "black"), (1.4, COLUMN)):
-            square = Rectangle(
-                (place - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=colour, linewidth=width,
-                zorder=3,
-            )  # fmt: skip
-            ax.add_patch(square)
+            rings.insert(0, (outlines(np.pad(island, 1), 1) - 1, ISLAND))
+        lines, widths, colours = [], [], []
+        for ring, colour in rings:
+            for shade, width in (("black", 2.6), (colour, 1.4)):
+                lines += [*ring]
+                widths += [width] * len(ring)
+                colours += [shade] * len(ring)
+        style = {"linewidths": widths, "colors": colours, "capstyle": "projecting"}
+        ax.add_collection(LineCollection(lines, **style), autolim=False)

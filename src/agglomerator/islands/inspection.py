@@ -21,6 +21,10 @@ from agglomerator.util.errors import UserError
 
 BATCH = 32  # images that go through the network at once
 TITLE = "Islands of agreement"
+AROUND = (
+    "Green: the column; gold: its island on each level, and below it the island's columns, their "
+    "mean cosine with the column, and their share of its attention."
+)
 
 
 def find_islands(
@@ -201,8 +205,8 @@ class Islands:
 
     def draw_grid(self, level=-1, t=-1, title=TITLE):
         """A figure: the borders of the islands of one level over each image, in a grid."""
-        n_levels = self.states.shape[3]
-        title = f"{title}, level {range(n_levels)[level]} of 0 to {n_levels - 1}"
+        level = range(self.states.shape[3])[level]
+        title = f"{title}, level {level}"
         note = figures.caption_of_lines(self.side, self.threshold, self.loss)
         labels = self.labels(t)[:, level]
         return figures.draw_grid(self.images, self.names, labels, title, note)
@@ -219,9 +223,9 @@ class Islands:
     def draw_agreement(self, image, column, t=-1, title=TITLE):
         """A figure: on each level the islands with that of one column, the cosine of every column
         with it, and its attention. The arguments are those of `cosines`."""
-        title = f"{title}: {self.names[image]}, state {self._time(t)} of {self.iters}"
+        title = f"{title}: {self.names[image]}, iteration {self._time(t)} of {self.iters}"
         note = figures.caption_of_lines(self.side, self.threshold, self.loss)
-        return draw_agreement(*self.around(image, column, t), title, note)
+        return draw_agreement(*self.around(image, column, t), title, f"{AROUND}\n{note}")
 
     def around(self, image, column, t=-1):
         """What `draw_agreement` shows: image, column, colours, labels, cosines and attention."""
