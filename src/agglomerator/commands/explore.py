@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from contextlib import suppress
 from functools import lru_cache
 from itertools import count
@@ -44,7 +45,7 @@ def explore(settings, given):
     backend = open_backend(os.environ.get(window.BACKEND, ""))
     tell_blindness(settings)
     album = Album(plan.folder.islands, **settings.found_by)
-    gallery = Gallery(plan, model, album)
+    gallery, output = Gallery(plan, model, album), sys.stdout
 
     def save(islands, column, t):
         title = f"Islands of agreement, {settings.exp_name}\n{islands.names[0]}, iteration {t}"
@@ -56,7 +57,7 @@ def explore(settings, given):
             text = f"not written: {error.filename}: {error.strerror}"
         else:
             text = "Written: " + ", ".join(map(str, paths))
-        say(text)
+        say(text, output)  # the page redirects it
         return text
 
     show(gallery, save, backend)
@@ -66,11 +67,12 @@ def show(gallery, save, backend):
     """Show an `Explorer` until the user closes its window, or ends its page by Ctrl-C."""
     from matplotlib import pyplot as plt
 
-    figure = plt.figure("Explore", FigureClass=Figure, layout="constrained")
+    is_page = backend == PAGE
+    with plt.rc_context({} if is_page else {"toolbar": "None"}):
+        figure = plt.figure("Explore", FigureClass=Figure, layout="constrained")
     manager = figure.canvas.manager
     figure.canvas.mpl_disconnect(manager.key_press_handler_id)  # matplotlib's own keys
-    is_page = backend == PAGE
-    explorer = Explorer(figure, gallery, save, (lambda: None) if is_page else plt.close)
+    explorer = Explorer(figure, gallery, save, None if is_page else plt.close)
     for signum in SIGNALS:  # there is nothing to keep
         signal.signal(signum, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)

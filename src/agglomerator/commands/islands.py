@@ -17,7 +17,8 @@ from agglomerator.data.masks import MASKS, masks_of
 from agglomerator.data.sets.folder import pages_of_files
 from agglomerator.data.transforms import normalize
 from agglomerator.islands.album import Album
-from agglomerator.islands.inspection import states_of
+from agglomerator.islands.figures import evenly_spaced
+from agglomerator.islands.inspection import joined, states_of
 from agglomerator.islands.live_view import sample_rows
 from agglomerator.plan import resolve
 from agglomerator.runs.record import lock_run_folder, make_room
@@ -26,6 +27,7 @@ from agglomerator.util.files import write_json
 from agglomerator.util.terminal import say
 
 ROWS = 8  # most images on a page
+GRID = 8  # most pages in a grid
 
 
 @rank_zero_only
@@ -47,22 +49,47 @@ def islands(settings, given):
     pictures = [
         path for end in FIGURE_FORMATS for path in plan.folder.islands.glob(f"{kind}*.{end}")
     ]
+    title, drawn = f"Islands of agreement, {settings.exp_name}\n{subject}", []
     for number, (images, shown, names, masks) in enumerate(pages, 1):
         if number == 1:  # there is one
             made = make_room([record, *pictures], plan.folder.path, settings, plan.start)
         name = kind if number == 1 else f"{kind}_{number}"
-        title = f"Islands of agreement, {settings.exp_name}\n{subject}"
         seen = album.islands(shown, names, states_of_images(model, images, settings), masks)
         figures = {
             "": seen.draw_levels(title=title),
             "_iterations": seen.draw_iterations(title=title),
         }
-        paths = []
-        for end, figure in figures.items():
-            paths += album.write(name + end, figure, settings.figure_kinds, settings.figure_dpi)
-        say("Written: " + ", ".join(map(str, paths)))
+        write(album, name, figures, settings)
+        drawn.append(seen)
+        if len(drawn) == GRID:
+            write_grids(album, kind, drawn, title, settings, number)
+            drawn = []
+    if drawn:
+        write_grids(album, kind, drawn, title, settings, number)
     write_json(record, {"checkpoint": plan.start.name} | made)
     score_folder(plan, model)
+
+
+def write_grids(album, kind, drawn, title, settings, number):
+    """Write a grid of the images of some pages for each level: the borders of its islands.
+
+    Args:
+        drawn: the `Islands` of the pages.
+        number: of the last page.
+    """
+    islands = joined(drawn)
+    end = f"_{-(-number // GRID)}" if number > GRID else ""
+    levels = evenly_spaced(islands.states.shape[3])
+    figures = {f"_level{level}{end}": islands.draw_grid(level, title=title) for level in levels}
+    write(album, kind, figures, settings)
+
+
+def write(album, name, figures, settings):
+    """Write figures, by the ends of their names, into an album, and say so."""
+    paths = []
+    for end, figure in figures.items():
+        paths += album.write(name + end, figure, settings.figure_kinds, settings.figure_dpi)
+    say("Written: " + ", ".join(map(str, paths)))
 
 
 def states_of_images(model, images, settings):

@@ -10,7 +10,7 @@ from matplotlib.widgets import Slider
 from agglomerator.islands.agreement import AgreementPanels
 from agglomerator.util.errors import UserError
 
-KEYS = "click: column   left right: image   up down: iteration   + -: islands   s: save   q: close"
+KEYS = "click: column    left right: image    up down: iteration    + -: islands    s: save"
 MOVES = {  # key -> slider and direction
     "left": ("image", -1),
     "right": ("image", 1),
@@ -38,7 +38,7 @@ class Explorer:
             `UserError`, the message is shown, and the image before stays.
         save: a function that writes a still, given `Islands` and the `column` and `t` of
             `Islands.draw_agreement`, and returns a text to show.
-        close: a function that closes the figure.
+        close: a function that closes the figure; None if it does not close by a key.
 
     Attributes:
         islands: of the image shown.
@@ -48,6 +48,7 @@ class Explorer:
 
     def __init__(self, figure, gallery, save, close):
         self.figure, self.gallery, self.save, self.close = figure, gallery, save, close
+        self.keys = KEYS + ("    q: close" if close else "")
         first, fault = _first_readable(gallery)
         self.islands = gallery[first]
         self.column = (self.islands.side // 2,) * 2
@@ -55,7 +56,7 @@ class Explorer:
         width, height = figure.get_size_inches()
         self.height = height + STRIP
         figure.set_size_inches(max(width, LEAST_WIDTH), self.height)
-        self.text = figure.text(0.5, 0.3 * LINE / self.height, KEYS, ha="center", fontsize=8)
+        self.text = figure.text(0.5, 0.3 * LINE / self.height, self.keys, ha="center", fontsize=8)
         low = STRIP / self.height
         self.title = figure.suptitle(" ", fontsize=11)
         for text in (self.title, self.text):
@@ -130,7 +131,7 @@ class Explorer:
     def _press(self, event):
         if event.key == "s":
             self._tell(self.save(self.islands, self.column, self.t))
-        elif event.key == "q":
+        elif event.key == "q" and self.close:
             self.close()
         elif event.key in MOVES:
             name, step = MOVES[event.key]
@@ -150,7 +151,7 @@ class Explorer:
         row, place = self.column
         when = f"iteration {self.t} of {islands.iters}"
         self.title.set_text(f"{islands.names[0]}: {when}, column {row}, {place}")
-        self._tell(KEYS)
+        self._tell(self.keys)
 
     def _tell(self, text):
         self.text.set_text(text)

@@ -255,3 +255,12 @@ class Islands:
     def _on_grid(self, values):
         """(K, n) -> an array (K, S, S)."""
         return values.unflatten(-1, (self.side, self.side)).numpy()
+
+
+def joined(several):
+    """`Islands` of all the images of several, with their last states alone."""
+    first = several[0]
+    images = [image for each in several for image in each.images]
+    names = [name for each in several for name in each.names]
+    states = torch.cat([each.states[-1:] for each in several], 1)
+    return Islands(images, names, states, first.threshold, first.loss, first.projection)

@@ -1,6 +1,7 @@
 """Figures as files, with texts that look as they are written, whatever users call their runs and
 classes."""
 
+import io
 import textwrap
 from contextlib import suppress
 from functools import lru_cache
@@ -49,6 +50,12 @@ class Figure(matplotlib.figure.Figure):
             with written_whole(path, "wb") as file, rc_context(STYLE):
                 self.savefig(file, format=kind, dpi=dpi, metadata=NO_DATE.get(kind))
         return paths
+
+    def _repr_png_(self):
+        """How notebooks show it, with pyplot or without."""
+        file = io.BytesIO()
+        self.savefig(file, format="png")
+        return file.getvalue()
 
     def draw(self, renderer):
         texts = self.findobj(Text)
