@@ -48,7 +48,7 @@ def explore(settings, given):
     gallery, output = Gallery(plan, model, album), sys.stdout
 
     def save(islands, column, t):
-        title = f"Islands of agreement, {settings.exp_name}\n{islands.names[0]}, iteration {t}"
+        title = f"Islands of agreement, {settings.exp_name}"
         figure = islands.draw_agreement(0, column, t, title)
         try:
             name = free_name(plan.folder.islands)

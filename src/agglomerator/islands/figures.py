@@ -47,15 +47,14 @@ def caption(images, states, projection, threshold, loss=None):
     )
 
 
-def caption_of_lines(side, threshold, loss=None):
-    """What lines mean in a picture of islands on a grid of `side` columns a side."""
+def caption_of_lines(side, threshold, loss=None, single=True):
+    """What lines mean in a picture of islands on a grid of `side` columns a side; and, with
+    `single`, what that word below a panel means."""
     islands = f"neighbours with a cosine of {threshold:g} or more"
     if loss is not None:
         islands = f"neighbours merged while that loses {loss:g} at most (--island_loss)"
-    return (
-        f"Islands: {islands}; single: of one "
-        f"column. Lines surround those of {least_outlined(side)} columns or more."
-    )
+    islands += "; single: of one column" * single
+    return f"Islands: {islands}. Lines surround those of {least_outlined(side)} columns or more."
 
 
 def caption_of_masks(masks):

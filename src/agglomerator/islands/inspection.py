@@ -224,7 +224,7 @@ class Islands:
         """A figure: on each level the islands with that of one column, the cosine of every column
         with it, and its attention. The arguments are those of `cosines`."""
         title = f"{title}: {self.names[image]}, iteration {self._time(t)} of {self.iters}"
-        note = figures.caption_of_lines(self.side, self.threshold, self.loss)
+        note = figures.caption_of_lines(self.side, self.threshold, self.loss, single=False)
         return draw_agreement(*self.around(image, column, t), title, f"{AROUND}\n{note}")
 
     def around(self, image, column, t=-1):
