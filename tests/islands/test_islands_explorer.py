@@ -195,9 +195,9 @@ def test_a_page_where_there_is_no_desktop(tmp_path):
     try:
         said = page.stdout.readline()
         where = said.split("http://")[1].split()[0]
-        IOLoop(make_current=False).run_sync(lambda: visit(where, folder), timeout=120)
+        IOLoop(make_current=False).run_sync(lambda: visit(where, folder), timeout=400)
         page.send_signal(signal.SIGINT)
-        said, fault = page.communicate(timeout=60)
+        said, fault = page.communicate(timeout=120)
     finally:
         page.kill()
     assert page.returncode == 0 and fault == ""
