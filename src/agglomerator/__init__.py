@@ -1,6 +1,6 @@
 """Agglomerator: interpretable part-whole hierarchies for images (Garau et al., CVPR 2022)."""
 
-__all__ = ["Agglomerator", "load_checkpoint"]
+__all__ = ["Agglomerator", "find_islands", "load_checkpoint"]
 
 
 def __getattr__(name):
@@ -9,6 +9,10 @@ def __getattr__(name):
         from agglomerator.model.agglomerator import Agglomerator
 
         return Agglomerator
+    if name == "find_islands":
+        from agglomerator.islands.inspection import find_islands
+
+        return find_islands
     if name == "load_checkpoint":
         from agglomerator.runs.checkpoints import load_checkpoint
 

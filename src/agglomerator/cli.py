@@ -25,6 +25,7 @@ Agglomerator: interpretable part-whole hierarchies of images. CKPT is the path o
   python src/main.py --flagfile config/config_digits.cfg --supervise --load_checkpoint_dir CKPT
   python src/main.py --flagfile config/config_digits.cfg --mode test --load_checkpoint_dir CKPT
   python src/main.py --flagfile config/config_digits.cfg --mode islands --load_checkpoint_dir CKPT
+  python src/main.py --flagfile config/config_digits.cfg --mode explore --load_checkpoint_dir CKPT
 
 Every setting is a flag, on the command line or in a file that --flagfile names. If a flag comes
 twice, the later one counts.

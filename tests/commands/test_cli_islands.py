@@ -111,7 +111,7 @@ def test_chosen_test_images_as_png_and_vectors(stage_one_checkpoint, tmp_path):
     flags = *flags, "--images=3,10-17", "--figure_format"
     said = small_run(tmp_path, *flags, "svg", "--figure_dpi=50").stdout
     folder = tmp_path / "drawn" / "islands"
-    names = "test", "test_iterations", "test_2", "test_2_iterations"
+    names = "test", "test_iterations", "test_2", "test_2_iterations", "test_level0", "test_level1"
     for name in names:
         assert is_picture(folder / f"{name}.png") and str(folder / f"{name}.svg") in said
         assert b"<svg" in (folder / f"{name}.svg").read_bytes()
@@ -150,7 +150,7 @@ def test_own_images_that_cannot_be_drawn(stage_one_checkpoint, tmp_path):
     skipping = Settings(mode="islands", images=str(broken), skip_unreadable=True)
     with pytest.raises(UserError, match="none of 1 files can be read"):
         list(pages_of_files(skipping))
-    with pytest.raises(UserError, match="only --mode=islands"):
+    with pytest.raises(UserError, match="only --mode=islands and --mode=explore"):
         Settings(mode="test", images=str(broken))
 
 

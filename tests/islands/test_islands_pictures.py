@@ -6,8 +6,8 @@ import torch
 from matplotlib.collections import LineCollection
 from PIL import Image
 
+from agglomerator.islands.album import Album
 from agglomerator.islands.figures import (
-    IslandFigures,
     animate,
     draw_iterations,
     draw_levels,
@@ -60,7 +60,7 @@ def test_a_later_album_of_the_folder_has_the_same_colours(tmp_path, states):
     image = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
     colours = []
     for i in range(2):
-        figure, _ = IslandFigures(tmp_path, 0.8).figures(image, "ab", states + 5 * i, "title")
+        figure = Album(tmp_path, 0.8).islands(image, "ab", states + 5 * i).draw_levels()
         panels = [ax.images[0].get_array() for ax in figure.axes]  # of each image: input, levels
         colours.append(np.array([panels[1:3], panels[4:6]]))
         expected = Projection.fit(states[-1]).colours(states[-1] + 5 * i)
@@ -71,7 +71,7 @@ def test_a_later_album_of_the_folder_has_the_same_colours(tmp_path, states):
 def test_captions_say_how_much_of_the_vectors_colours_show(tmp_path, states):
     states[..., 0, 2:] = 0  # two axes hold all of level 0
     image = torch.zeros(2, 1, 8, 8)
-    figure, _ = IslandFigures(tmp_path, 0.8).figures(image, "ab", states, "title")
+    figure = Album(tmp_path, 0.8).islands(image, "ab", states).draw_levels()
     vectors = torch.nn.functional.normalize(states[-1, :, :, 1].double(), dim=-1).flatten(0, 1)
     squares = torch.linalg.svdvals(vectors - vectors.mean(0)).square()
     share = (squares[:3].sum() / squares.sum()).item()
@@ -136,8 +136,8 @@ def photographs():
 
 def test_islands_lie_over_photographs(tmp_path, photographs):
     images, states = photographs
-    album = IslandFigures(tmp_path, 0.8)
-    figure = album.levels(images, ["a.jpg", "b.jpg"], states, "title")
+    album = Album(tmp_path, 0.8)
+    figure = album.islands(images, ["a.jpg", "b.jpg"], states[None]).draw_levels()
     _, first, shown, second = figure.axes
     assert shown.images[0].get_array().shape[:2] == (128, 128)
     colours = album.projection.colours(states)[0, 0, 0, [0, 7]]
@@ -165,7 +165,8 @@ def test_true_segments_stand_beside_the_islands(tmp_path, photographs):
     images, states = photographs
     parts = torch.zeros(2, 64, 64, dtype=torch.uint8)
     parts[0, :32, :32], parts[0, 40:, 40:], parts[0, :8, 60:] = 1, 7, 255
-    figure = IslandFigures(tmp_path, 0.8).levels(images, "ab", states, "title", {"parts": parts})
+    islands = Album(tmp_path, 0.8).islands(images, "ab", states[None], {"parts": parts})
+    figure = islands.draw_levels()
     ax, none = figure.axes[2], figure.axes[5]
     assert ax.get_title() == "true parts" and ax.get_xlabel() == "2 segments"
     assert "not scored" in figure.get_supxlabel() and not none.get_visible()
@@ -180,8 +181,9 @@ def test_true_segments_stand_beside_the_islands(tmp_path, photographs):
 
 def test_figures_of_every_format(tmp_path, photographs):
     images, states = photographs
-    album = IslandFigures(tmp_path, 0.8)
-    figure = album.levels(images, ["a", "ü$中"], states, "title")
+    album = Album(tmp_path, 0.8)
+    islands = album.islands(images, ["a", "ü$中"], states[None])
+    figure = islands.draw_levels()
     written = album.write("x", figure, ("png", "pdf", "svg"), 50)
     before = [path.read_bytes() for path in written]
     assert [path.name for path in written] == ["x.png", "x.pdf", "x.svg"]
@@ -190,7 +192,7 @@ def test_figures_of_every_format(tmp_path, photographs):
     assert ElementTree.fromstring(before[2]).tag.endswith("svg")
     with Image.open(written[0]) as picture:
         width = picture.width
-    figure = album.levels(images, ["a", "ü$中"], states, "title")
+    figure = islands.draw_levels()
     album.write("x", figure, ("png", "pdf", "svg"), 50)
     assert [path.read_bytes() for path in written] == before
     album.write("x", figure, dpi=100)

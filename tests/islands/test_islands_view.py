@@ -23,13 +23,13 @@ from agglomerator import Agglomerator, load_checkpoint
 from agglomerator.config import Settings
 from agglomerator.data.module import ImageDataModule
 from agglomerator.islands import live_view
+from agglomerator.islands.inspection import states_of
 from agglomerator.islands.live_view import (
     EARLY,
     MOST_FRAMES,
     IslandsView,
     Window,
     samples,
-    states_of,
 )
 from agglomerator.islands.projection import Projection, load_arrays
 from agglomerator.islands.window import BACKEND
@@ -98,7 +98,7 @@ def test_looking_at_a_network_in_training_leaves_no_trace():
     generator = torch.get_rng_state()
     images, labels = samples(data.val, 10)
     assert labels.tolist() == [0, 1, 2, 3, 4, 5]
-    states = states_of(module, data.view(images))
+    states = states_of(module.model, data.view(images))
     assert states.shape == (5, 6, 16, 2, 8)
     assert module.training and module.model.training
     assert all(value.equal(before[name]) for name, value in module.state_dict().items())

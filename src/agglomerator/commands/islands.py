@@ -16,7 +16,9 @@ from agglomerator.data.images import numbered, photographs
 from agglomerator.data.masks import MASKS, masks_of
 from agglomerator.data.sets.folder import pages_of_files
 from agglomerator.data.transforms import normalize
-from agglomerator.islands.figures import IslandFigures
+from agglomerator.islands.album import Album
+from agglomerator.islands.figures import evenly_spaced
+from agglomerator.islands.inspection import joined, states_of
 from agglomerator.islands.live_view import sample_rows
 from agglomerator.plan import resolve
 from agglomerator.runs.record import lock_run_folder, make_room
@@ -24,8 +26,8 @@ from agglomerator.util.errors import UserError
 from agglomerator.util.files import write_json
 from agglomerator.util.terminal import say
 
-ENDS = "", "_iterations"  # of the names of the two pictures of a page
 ROWS = 8  # most images on a page
+GRID = 8  # most pages in a grid
 
 
 @rank_zero_only
@@ -36,8 +38,8 @@ def islands(settings, given):
     settings, model = plan.settings, build_network(plan)
     lock_run_folder(plan.folder.path, "islands")
     tell_blindness(settings)
-    drawn = IslandFigures(plan.folder.islands, **settings.found_by)
-    numbers = _numbers(settings.images)
+    album = Album(plan.folder.islands, **settings.found_by)
+    numbers = numbers_in(settings.images)
     if settings.images is None or numbers is not None:
         pages = _of_test(build_data(plan), numbers)
         kind, subject = "test", f"{settings.dataset}, test images"
@@ -47,28 +49,65 @@ def islands(settings, given):
     pictures = [
         path for end in FIGURE_FORMATS for path in plan.folder.islands.glob(f"{kind}*.{end}")
     ]
+    title, drawn = f"Islands of agreement, {settings.exp_name}\n{subject}", []
     for number, (images, shown, names, masks) in enumerate(pages, 1):
         if number == 1:  # there is one
             made = make_room([record, *pictures], plan.folder.path, settings, plan.start)
         name = kind if number == 1 else f"{kind}_{number}"
-        title = f"Islands of agreement, {settings.exp_name}\n{subject}"
-        with torch.no_grad():
-            states = model.states(normalize(images, *registry.normalization_of(settings))).float()
-        figures = drawn.figures(shown, names, states, title, masks)
-        paths = []
-        for end, figure in zip(ENDS, figures, strict=True):
-            paths += drawn.write(name + end, figure, settings.figure_kinds, settings.figure_dpi)
-        say("Written: " + ", ".join(map(str, paths)))
+        seen = album.islands(shown, names, states_of_images(model, images, settings), masks)
+        figures = {
+            "": seen.draw_levels(title=title),
+            "_iterations": seen.draw_iterations(title=title),
+        }
+        write(album, name, figures, settings)
+        drawn.append(seen)
+        if len(drawn) == GRID:
+            write_grids(album, kind, drawn, title, settings, number)
+            drawn = []
+    if drawn:
+        write_grids(album, kind, drawn, title, settings, number)
     write_json(record, {"checkpoint": plan.start.name} | made)
     score_folder(plan, model)
+
+
+def write_grids(album, kind, drawn, title, settings, number):
+    """Write a grid of the images of some pages for each level: the borders of its islands.
+
+    Args:
+        drawn: the `Islands` of the pages.
+        number: of the last page.
+    """
+    islands = joined(drawn)
+    end = f"_{-(-number // GRID)}" if number > GRID else ""
+    levels = evenly_spaced(islands.states.shape[3])
+    figures = {f"_level{level}{end}": islands.draw_grid(level, title=title) for level in levels}
+    write(album, kind, figures, settings)
+
+
+def write(album, name, figures, settings):
+    """Write figures, by the ends of their names, into an album, and say so."""
+    paths = []
+    for end, figure in figures.items():
+        paths += album.write(name + end, figure, settings.figure_kinds, settings.figure_dpi)
+    say("Written: " + ", ".join(map(str, paths)))
+
+
+def states_of_images(model, images, settings):
+    """States (T + 1, B, n, K, d) of images (B, C, H, W) uint8."""
+    return states_of(model, normalize(images, *registry.normalization_of(settings)))
 
 
 def _own(settings):
     """Pages of the user's images: images (B, C, H, W) for the network, the same for people, names,
     and true segments, None if masks do not lie beside the images."""
     for images, paths in pages_of_files(settings, ROWS):
-        names = [Path(path).name for path in paths]
-        yield images, photographs(paths, settings), names, masks_of(paths, settings)
+        yield page_of_files(images, paths, settings)
+
+
+def page_of_files(images, paths, settings):
+    """What is shown of image files that were read, like the pages of `_own`."""
+    names = [Path(path).name for path in paths]
+    return images, photographs(paths, settings), names, masks_of(paths, settings)
 
 
 def _of_test(data, numbers=None):
@@ -78,26 +117,45 @@ def _of_test(data, numbers=None):
         data: of the run.
         numbers: of the images in the test set. None for the first of some classes.
     """
-    dataset, whole = data.test.dataset, data.whole("test")
-    if numbers is None:
-        rows = sample_rows(data.test, len(data.classes))
-    else:
-        rows = torch.as_tensor(list(whole.indices))[_within(numbers, len(whole), data.settings)]
-    known = [name for name in MASKS if name in getattr(dataset, "extra", {})]
+    rows = sample_rows(data.test, len(data.classes)) if numbers is None else rows_of(data, numbers)
     for page in rows.split(ROWS):
-        images, page = numbered(dataset)[page]
-        images, names = data.crop(images), [data.classes[label] for label in dataset.labels[page]]
-        if numbers is not None:
-            names = [f"{row} {name}" for row, name in zip(page.tolist(), names, strict=True)]
-        if dataset.paths is None:
-            shown = images
-        else:
-            shown = photographs(dataset.paths[page.numpy()], data.settings, data.entry.margin)
-        masks = {name: np.asarray(dataset.extra[name])[page.numpy()] for name in known}
-        yield images, shown, names, masks
+        yield page_of_test(data, page, numbers is not None)
 
 
-def _numbers(images):
+def page_of_test(data, rows, with_numbers=True):
+    """Test images, like the pages of `_own`.
+
+    Args:
+        data: of the run.
+        rows: (B,), indices of the test images' data set.
+        with_numbers: their names begin with these.
+    """
+    dataset = data.test.dataset
+    images, rows = numbered(dataset)[rows]
+    images, names = data.crop(images), [data.classes[label] for label in dataset.labels[rows]]
+    if with_numbers:
+        names = [f"{row} {name}" for row, name in zip(rows.tolist(), names, strict=True)]
+    if dataset.paths is None:
+        shown = images
+    else:
+        shown = photographs(dataset.paths[rows.numpy()], data.settings, data.entry.margin)
+    known = [name for name in MASKS if name in getattr(dataset, "extra", {})]
+    masks = {name: np.asarray(dataset.extra[name])[rows.numpy()] for name in known}
+    return images, shown, names, masks
+
+
+def rows_of(data, numbers=None):
+    """Indices (N,) of the test images of some numbers, ranges as `numbers_in` gives them, or of
+    all.
+
+    Raises:
+        UserError: the test set has no such image.
+    """
+    rows = torch.as_tensor(list(data.whole("test").indices))
+    return rows if numbers is None else rows[_within(numbers, len(rows), data.settings)]
+
+
+def numbers_in(images):
     """The numbers that --images names, as "3,10-12", as ranges; None if it names none, or a
     file."""
     ranges = r"\d{1,9}(-\d{1,9})?"

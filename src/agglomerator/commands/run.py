@@ -4,6 +4,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from agglomerator.commands.all import run_all
 from agglomerator.commands.evaluate import freeze, test
+from agglomerator.commands.explore import explore
 from agglomerator.commands.faults import as_user_error
 from agglomerator.commands.islands import islands
 from agglomerator.commands.train import train
@@ -13,7 +14,14 @@ from agglomerator.training.trainer import quiet_libraries
 from agglomerator.util.machine import keep_freed_memory
 from agglomerator.util.terminal import say
 
-COMMANDS = {"train": train, "test": test, "freeze": freeze, "islands": islands, "all": run_all}
+COMMANDS = {
+    "train": train,
+    "test": test,
+    "freeze": freeze,
+    "islands": islands,
+    "explore": explore,
+    "all": run_all,
+}
 
 
 def run(settings, given):

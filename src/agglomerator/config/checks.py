@@ -23,8 +23,11 @@ def check(settings):
             f"--{flag}={settings.exp_name}: must be a name, or folders and a name, inside "
             "output_dir."
         )
-    if settings.images is not None and settings.mode != "islands":
-        raise UserError(f"--images={settings.images}: only --mode=islands draws your own images.")
+    if settings.images is not None and settings.mode not in ("islands", "explore"):
+        raise UserError(
+            f"--images={settings.images}: only --mode=islands and --mode=explore draw your own "
+            "images."
+        )
     check_grid(settings)
     check_tokenizer(settings)
     check_state(settings)

@@ -39,11 +39,11 @@ class PictureSettings:
     images: str | None = setting(
         "pictures",
         None,
-        "For --mode=islands: your own image file, a folder of images, or numbers of test images, "
-        "from 0, as 3,10-12. None: the first test image of each of six classes. Islands are scored "
-        "if a folder holds test/<folder>/x.jpg and the masks parts/test/<folder>/x.png or objects/"
-        "test/<folder>/x.png: one channel, 0 background, 1 to 254 the segments, 255 counts "
-        "nowhere.",
+        "For --mode=islands and explore: your own image file, a folder of images, or numbers of "
+        "test images, from 0, as 3,10-12. None: the first test image of each of six classes, or in "
+        "explore the whole test set. Islands are scored if a folder holds test/<folder>/x.jpg and "
+        "the masks parts/test/<folder>/x.png or objects/test/<folder>/x.png: one channel, 0 "
+        "background, 1 to 254 the segments, 255 counts nowhere.",
     )
     figure_format: str = setting(
         "pictures",

@@ -14,9 +14,10 @@ class RunSettings:
         "train",
         "train; test (figures on the test set); freeze (embeddings of all images as .npy files, "
         "drawn and scored); islands (pictures of the islands of a trained network, and scores "
-        "where masks lie beside a folder of images); all (stage one, then stage two, then test). "
-        "test and freeze take a checkpoint of either stage.",
-        choices=("train", "test", "freeze", "islands", "all"),
+        "where masks lie beside a folder of images); explore (the same live: point at a column, in "
+        "a window, or on a page where there is no desktop or MPLBACKEND=webagg); all (stage one, "
+        "then stage two, then test). test and freeze take a checkpoint of either stage.",
+        choices=("train", "test", "freeze", "islands", "explore", "all"),
     )
     supervise: bool = setting(
         "run",

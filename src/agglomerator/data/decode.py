@@ -5,6 +5,7 @@ wrong, and leave a picture on its side. That is why this is our own.
 """
 
 import logging
+import os
 import sys
 import warnings
 from functools import lru_cache
@@ -82,12 +83,15 @@ def upright_size(path):
 
 
 def read_photograph(path, least, most, n_channels):
-    """Read an image file as `read_image` does, but the middle square at its own resolution: of at
-    least `least` and at most `most` pixels a side.
+    """Read an image file, or take a Pillow image, as `read_image` does, but the middle square at
+    its own resolution: of at least `least` and at most `most` pixels a side.
 
     Raises:
         UnreadableImage: the file cannot be read.
     """
+    if isinstance(path, Image.Image):
+        return pixels_of(path, min(max(min(path.size), least), most), n_channels)
+    path = os.fsdecode(path)
     try:
         with Image.open(path, formats=formats()) as image:
             side = min(image.size)

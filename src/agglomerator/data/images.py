@@ -187,7 +187,7 @@ def photographs(paths, settings, margin=1.0, most=256):
     """Image files as people have them, to show what a network sees in them.
 
     Args:
-        paths: of the files.
+        paths: of the files; or Pillow images.
         settings: of the network.
         margin: of the data set's entry; the middle is cut out, as for the network.
         most: greatest side of what is returned, in pixels.
@@ -200,7 +200,7 @@ def photographs(paths, settings, margin=1.0, most=256):
         UnreadableImage: a file cannot be read as an image.
     """
     sides = round(settings.image_size * margin), round(most * margin)
-    found = (read_photograph(os.fsdecode(path), *sides, settings.n_channels) for path in paths)
+    found = (read_photograph(path, *sides, settings.n_channels) for path in paths)
     return [center_crop(image, round(image.shape[-1] / margin)) for image in found]
 
 

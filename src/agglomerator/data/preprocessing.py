@@ -9,6 +9,7 @@ from PIL import Image
 
 from agglomerator.data import registry
 from agglomerator.data.decode import pixels_of, read_image
+from agglomerator.data.images import photographs
 from agglomerator.data.transforms import center_crop, normalize
 from agglomerator.util.errors import UserError
 
@@ -37,6 +38,7 @@ class Preprocessing:
     """
 
     def __init__(self, settings):
+        self.settings = settings
         self.size, self.n_channels = settings.image_size, settings.n_channels
         self.side = registry.side_of(settings)
         self.mean, self.std = registry.normalization_of(settings)
@@ -57,8 +59,22 @@ class Preprocessing:
             UserError: `images` is none of these.
             UnreadableImage: a file cannot be read as an image.
         """
-        pixels = torch.stack([self._pixels(image) for image in _each(images, self.n_channels == 1)])
+        each = each_image(images, self.n_channels == 1)
+        pixels = torch.stack([self._pixels(image) for image in each])
         return normalize(center_crop(pixels, self.size), self.mean, self.std)
+
+    def photographs(self, images):
+        """The same images as people have them, to draw what a network sees in them.
+
+        Args:
+            images: as for a call.
+
+        Returns:
+            A list of B tensors (n_channels, H, H) uint8: what the network sees of an image, at the
+            image's own resolution, from image_size to 256 pixels a side.
+        """
+        each = each_image(images, self.n_channels == 1)
+        return photographs(each, self.settings, self.side / self.size)
 
     def _pixels(self, image):
         if isinstance(image, str | os.PathLike):
@@ -81,13 +97,13 @@ class Preprocessing:
             )
 
 
-def _each(images, gray=False):
+def each_image(images, gray=False):
     """A list of Pillow images or paths, from one image, a list of images, or a batch. For a `gray`
     network a tensor (3, H, W) is refused: it may be three gray images."""
     if isinstance(images, str | os.PathLike | Image.Image):
         return [images]
     if isinstance(images, list | tuple) and images:
-        return [one for image in images for one in _each(image)]
+        return [one for image in images for one in each_image(image)]
     is_tensor = isinstance(images, torch.Tensor)
     array = images.detach().cpu().numpy() if is_tensor else np.asarray(images)
     if array.dtype != np.uint8 or not array.size:

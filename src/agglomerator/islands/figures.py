@@ -1,4 +1,4 @@
-"""Pictures of islands: figures from arrays, and the folder that keeps their one projection."""
+"""Pictures of islands: figures from arrays."""
 
 import math
 
@@ -13,9 +13,8 @@ from agglomerator.islands.panels import (
     show_image,
     show_islands,
     show_mask,
+    show_outlines,
 )
-from agglomerator.islands.projection import Projection
-from agglomerator.islands.segments import segment
 from agglomerator.util.files import written_whole
 from agglomerator.util.lettering import Figure, as_drawn
 
@@ -23,102 +22,43 @@ MOST_PANELS = 8  # levels or iterations in a row
 WIDTH = 9.0  # inches: greatest width of a figure
 PANEL, LARGE_PANEL = 1.2, 1.9  # inches: greatest side of a panel of cells, of a photograph
 LETTERS = 14  # of a note, an inch
-DPI = 100
 
 
-class IslandFigures:
-    """Pictures of islands in one folder, all in the colours of one projection, which is kept there.
+def caption(images, states, projection, threshold, loss=None):
+    """What colours and lines mean in a picture.
 
     Args:
-        folder: for the pictures. If it has no projection yet, and none was fitted, the states of
-            the first picture make one.
+        images: a sequence of (C, H, W).
+        states: (B, n, K, d), all that the picture shows.
+        projection: that of its colours.
         threshold, loss: as for `segment`.
     """
-
-    def __init__(self, folder, threshold, loss=None):
-        self.folder, self.threshold, self.loss = folder, threshold, loss
-        self.path = folder / "projection.npz"
-        self.projection = None
-
-    def open(self, states):
-        """Use the projection of the folder. Returns whether there is one for such states."""
-        self.projection = Projection.load(self.path, *states.shape[-2:])
-        return self.projection is not None
-
-    def fit(self, states, keep=True):
-        """Fit the projection to states (B, n, K, d); write it to the folder unless `keep` is
-        False."""
-        self.projection = Projection.fit(states)
-        if keep:
-            self.projection.save(self.path)
-
-    def figures(self, images, names, states, title, masks=None):
-        """The two figures of some images: `levels` of all images after the last iteration, and
-        `iterations` of the first image.
-
-        Args:
-            images: (B, C, H, W) uint8, or a list of B images (C, H, W), which may be larger than
-                what the network has seen.
-            names: of the images.
-            states: (T + 1, B, n, K, d), on the CPU.
-            title: of the figures.
-            masks: true segments by name, as for `draw_levels`.
-        """
-        return (
-            self.levels(images, names, states[-1], title, masks),
-            self.iterations(images[0], names[0], states[:, 0], title),
-        )
-
-    def levels(self, images, names, states, title, masks=None):
-        """Figure of `draw_levels` for images (B, C, H, W) with states (B, n, K, d)."""
-        note = self._note(states, images)
-        if masks:
-            note += f"\n{_note_of_masks(masks)}"
-        return draw_levels(images, names, *self._islands(states), title, note, masks)
-
-    def iterations(self, image, name, states, title):
-        """Figure of `draw_iterations` for an image (C, H, W) with states (T + 1, n, K, d)."""
-        islands = self._islands(states)
-        title = f"{title}: {name}, over the iterations"
-        return draw_iterations(image, *islands, title, self._note(states, [image]))
-
-    def _islands(self, states):
-        """Colours (B, K, S, S, 3) and labels (B, K, S, S) of states (B, n, K, d)."""
-        self._ready(states)
-        return self.projection.colours(states), segment(states, self.threshold, self.loss)
-
-    def _ready(self, states):
-        if self.projection is None and not self.open(states):
-            self.fit(states)
-
-    def _note(self, states, images):
-        """What colours and lines mean in a picture of images with states (B, n, K, d)."""
-        self._ready(states)
-        shares = self.projection.explained_variance(states)
-        levels = evenly_spaced(len(shares))
-        shares = ", ".join(f"{shares[level]:.0%} at level {level}" for level in levels)
-        side = math.isqrt(states.shape[1])
-        if over_photographs(images, side):
-            colours = "Tint: mean colour of an island; equal vectors of a level have equal colours."
-        else:
-            colours = "Equal vectors of a level have equal colours."
-        islands = f"neighbours with a cosine of {self.threshold:g} or more"
-        if self.loss is not None:
-            islands = f"neighbours merged while that loses {self.loss:g} at most (--island_loss)"
-        return (
-            f"{colours} Like colours need not mean like vectors: colours show three axes, which "
-            f"hold {shares} of the variance.\n"
-            f"Islands: {islands}; single: of one "
-            f"column. Lines surround those of {least_outlined(side)} columns or more."
-        )
-
-    def write(self, name, figure, kinds=("png",), dpi=DPI):
-        """Write a figure as a file of this name for each of the kinds, such as "png" or "pdf";
-        returns their paths."""
-        return figure.write(self.folder / name, kinds, dpi)
+    shares = projection.explained_variance(states)
+    levels = evenly_spaced(len(shares))
+    shares = ", ".join(f"{shares[level]:.0%} at level {level}" for level in levels)
+    side = math.isqrt(states.shape[1])
+    if over_photographs(images, side):
+        colours = "Tint: mean colour of an island; equal vectors of a level have equal colours."
+    else:
+        colours = "Equal vectors of a level have equal colours."
+    return (
+        f"{colours} Like colours need not mean like vectors: colours show three axes, which "
+        f"hold {shares} of the variance.\n{caption_of_lines(side, threshold, loss)}"
+    )
 
 
-def _note_of_masks(masks):
+def caption_of_lines(side, threshold, loss=None, single=True):
+    """What lines mean in a picture of islands on a grid of `side` columns a side; and, with
+    `single`, what that word below a panel means."""
+    islands = f"neighbours with a cosine of {threshold:g} or more"
+    if loss is not None:
+        islands = f"neighbours merged while that loses {loss:g} at most (--island_loss)"
+    islands += "; single: of one column" * single
+    return f"Islands: {islands}. Lines surround those of {least_outlined(side)} columns or more."
+
+
+def caption_of_masks(masks):
+    """What true segments look like in a picture; masks as for `draw_levels`."""
     unscored = any((np.asarray(mask) == NOT_SCORED).any() for mask in masks.values())
     dark = " dark: not scored;" if unscored else ""
     return f"True segments are tinted;{dark} background has no tint."
@@ -157,7 +97,7 @@ def draw_levels(images, names, colours, labels, title, note, masks=None):
     margin = 0.2 if large else 0.08 * max(map(len, names))
     most = LARGE_PANEL if large else PANEL
     panels = 1 + len(levels) + len(masks)
-    figure, axes, width = _panels(n_images, panels, title, note, most, margin)
+    figure, axes, width = panels_of(n_images, panels, title, note, most, margin)
     placing = {"va": "center", "labelpad": 6} | ({} if large else {"rotation": 0, "ha": "right"})
     for i, row in enumerate(axes):
         show_image(row[0], images[i])
@@ -167,7 +107,7 @@ def draw_levels(images, names, colours, labels, title, note, masks=None):
             show_islands(ax, colours[i, level], labels[i, level], width, ground)
         for ax, mask in zip(row[1 + len(levels) :], masks.values(), strict=True):
             show_mask(ax, mask[i], width, images[i])
-    titles = ["input", *(_level_name(level, n_levels) for level in levels)]
+    titles = ["input", *(level_name(level, n_levels) for level in levels)]
     for ax, text in zip(axes[0], [*titles, *(f"true {name}" for name in masks)], strict=True):
         ax.set_title(text, fontsize=10)
     return figure
@@ -196,13 +136,13 @@ def draw_iterations(image, colours, labels, title, note):
     times, levels = evenly_spaced(n_states), evenly_spaced(n_levels)
     large = over_photographs([image], labels.shape[-1])
     most = LARGE_PANEL if large else PANEL
-    figure, axes, width = _panels(len(levels), 1 + len(times), title, note, most)
+    figure, axes, width = panels_of(len(levels), 1 + len(times), title, note, most)
     show_image(axes[0, 0], image)
     axes[0, 0].set_title("input", fontsize=10)
     for ax in axes[1:, 0]:
         ax.set_visible(False)
     for row, level in zip(axes[:, 1:], levels, strict=True):
-        row[0].set_ylabel(_level_name(level, n_levels), fontsize=10)
+        row[0].set_ylabel(level_name(level, n_levels), fontsize=10)
         for ax, t in zip(row, times, strict=True):
             ground = image if large else None
             show_islands(ax, colours[t, level], labels[t, level], width, ground)
@@ -211,15 +151,53 @@ def draw_iterations(image, colours, labels, title, note):
     return figure
 
 
-def _panels(rows, columns, title, note, most, margin=0.0):
+def draw_grid(images, names, labels, title, note):
+    """The borders of the islands of one level over each of any number of images, in a grid.
+
+    Args:
+        images: (B, C, H, W) uint8, or a list of B images (C, H, W) of any size.
+        names: of the images.
+        labels: (B, S, S), from `segment`.
+        title, note: texts above and below.
+
+    Returns:
+        A matplotlib figure.
+
+    Example:
+        >>> import torch
+        >>> images, labels = torch.zeros(3, 3, 8, 8), torch.zeros(3, 4, 4).long()
+        >>> figure = draw_grid(images, ["cat", "dog", "cow"], labels, "Title", "Note")
+        >>> [ax.get_title() for ax in figure.axes if ax.get_visible()]
+        ['cat', 'dog', 'cow']
+    """
+    n_images = len(images)
+    columns = min(MOST_PANELS, max(3, math.ceil(n_images**0.5)), n_images)
+    most = LARGE_PANEL if over_photographs(images, labels.shape[-1]) else PANEL
+    figure, axes, width = panels_of(-(-n_images // columns), columns, title, note, most, titles=0.2)
+    for i, ax in enumerate(axes.flat):
+        if i < n_images:
+            show_outlines(ax, images[i], labels[i], width)
+            ax.set_title(_shorten(as_drawn(names[i])), fontsize=8, pad=3)
+        else:
+            ax.set_visible(False)
+    return figure
+
+
+def panels_of(rows, columns, title, note, most, margin=0.0, titles=0.0, figure=None):
     """A figure with texts, its (rows, columns) axes, and their width: at most `most` inches.
-    `margin` inches are for the names of rows."""
+
+    Args:
+        margin: inches for the names of rows.
+        titles: inches for what stands above each panel.
+        figure: to fill; None for a new one.
+    """
     panel = min(most, (WIDTH - 1) / columns)
-    below = 0.2 if panel > NARROW else 0.32
+    below = titles + (0.2 if panel > NARROW else 0.32)
     width = 0.4 + panel * columns + margin
     lines = sum(math.ceil(len(line) / (LETTERS * width)) for line in note.split("\n"))
     height = 0.9 + 0.14 * lines + (panel + below) * rows
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(layout="constrained") if figure is None else figure
+    figure.set_size_inches(width, height)
     figure.suptitle(title, fontsize=11)
     figure.supxlabel(note, fontsize=8)
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -232,7 +210,7 @@ def _shorten(name):
     return name if len(name) <= 16 else f"{name[:9]}…{name[-6:]}"
 
 
-def _level_name(level, n_levels):
+def level_name(level, n_levels):
     return f"level {level}" + {0: "\n(parts)", n_levels - 1: "\n(whole)"}.get(level, "")
 
 

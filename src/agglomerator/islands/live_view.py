@@ -17,7 +17,9 @@ from PIL import Image
 from pytorch_lightning.callbacks import Callback
 
 from agglomerator.islands import window
-from agglomerator.islands.figures import DPI, IslandFigures, animate
+from agglomerator.islands.album import DPI, Album
+from agglomerator.islands.figures import animate
+from agglomerator.islands.inspection import states_of
 from agglomerator.islands.projection import load_arrays
 from agglomerator.util.files import written_whole
 from agglomerator.util.terminal import say
@@ -50,7 +52,7 @@ class IslandsView(Callback):
     """
 
     def __init__(self, folder, stage, threshold, kinds=("png",), dpi=DPI, loss=None):
-        self.album, self.stage = IslandFigures(folder, threshold, loss), stage
+        self.album, self.stage = Album(folder, threshold, loss), stage
         self.of_test = kinds, dpi
         self.frames = folder / "frames" / stage
         self.samples = None
@@ -125,14 +127,15 @@ class IslandsView(Callback):
                 self.album.fit(states[-1], keep=False)
         title = f"Islands of agreement, {module.settings.exp_name}\n{when}"
         note = "\nprovisional colours" if self.provisional else ""
-        figure = self.album.levels(images, names, states[-1], title + note)
+        islands = self.album.islands(images, names, states)
+        figure = islands.draw_levels(title=title + note)
         kept = self.of_test if test else ()
         paths = {"islands": self.album.write(name, figure, *kept)[0]}
         if not test:
             self._keep_frame(paths["islands"], trainer.global_step, states[-1], title)
         WINDOW.show(paths["islands"])
         if log:
-            figure = self.album.iterations(images[0], names[0], states[:, 0], title + note)
+            figure = islands.draw_iterations(title=title + note)
             paths["iterations"] = self.album.write(f"{name}_iterations", figure, *kept)[0]
             for logger in trainer.loggers:
                 log_pictures(logger, paths, trainer.global_step)
@@ -144,7 +147,7 @@ class IslandsView(Callback):
             subset = data.test if test or not len(data.val) else data.val
             self.samples = samples(subset, len(data.classes))
         images, labels = self.samples
-        states = states_of(module, data.view(images.to(module.device)))
+        states = states_of(module.model, data.view(images.to(module.device)))
         return data.crop(images), [data.classes[label] for label in labels], states
 
     def _recolour(self, module):
@@ -157,8 +160,9 @@ class IslandsView(Callback):
         for frame in self._frames():
             arrays = load_arrays(frame.with_suffix(".npz"), ("states", "title"))
             if arrays is not None:
-                states = torch.from_numpy(arrays["states"]).float()
-                figure = self.album.levels(images, names, states, str(arrays["title"]))
+                states = torch.from_numpy(arrays["states"]).float()[None]
+                islands = self.album.islands(images, names, states)
+                figure = islands.draw_levels(title=str(arrays["title"]))
                 self.album.write(frame.relative_to(self.album.folder).with_suffix(""), figure)
                 frame.with_suffix(".npz").unlink()
 
@@ -212,17 +216,6 @@ def sample_rows(subset, n_classes):
     of_class = ((dataset.labels[indices] == c).nonzero() for c in range(n_classes))
     first = islice((places[0] for places in of_class if len(places)), SAMPLES)
     return indices[torch.cat(list(first))]
-
-
-def states_of(module, views):
-    """States (T + 1, B, n, K, d) of views (B, C, H, W), on the CPU. Training goes on as if this had
-    not been called."""
-    training = module.training
-    module.eval()
-    with torch.no_grad():
-        states = module.model.states(views).float().cpu()
-    module.train(training)
-    return states
 
 
 def log_pictures(logger, paths, step):

@@ -43,25 +43,41 @@ def merged(states, loss):
         tensor([[[0, 0],
                  [2, 0]]])
     """
-    *batch, n, n_levels, d = states.shape
-    side = math.isqrt(n)
-    vectors = F.normalize(upcast(states), dim=-1).movedim(-2, -3).reshape(-1, n_levels, n, d)
-    most = [loss / COARSER ** (n_levels - 1 - k) for k in range(n_levels)]
-    found = np.empty(vectors.shape[:3], np.int64)
-    for labels, levels in zip(found, vectors.cpu().double().numpy(), strict=True):
-        for k, level in enumerate(levels):
-            labels[k] = _merge(level, side, most[k] * n)
-    return torch.from_numpy(found).view(*batch, n_levels, side, side)
+    return MergeTrees(states).cut(loss)
 
 
-def _merge(vectors, side, most):
-    """Labels (n,) of vectors (n, d); no merge adds more than `most` to the sum of squares."""
-    n = len(vectors)
-    if n == 1:
-        return np.zeros(1, np.int64)
+class MergeTrees:
+    """All merges of the islands of states, the least costly first, one tree for each level of each
+    image. They are found once and cut at any loss, in far less time.
+
+    Args:
+        states: as for `merged`.
+    """
+
+    def __init__(self, states):
+        *batch, n, n_levels, d = states.shape
+        side = math.isqrt(n)
+        self.shape = *batch, n_levels, side, side
+        vectors = F.normalize(upcast(states), dim=-1).movedim(-2, -3).reshape(-1, n, d)
+        self.trees = [_tree(level, side) for level in vectors.cpu().double().numpy()]
+
+    def cut(self, loss):
+        """The labels that `merged` returns."""
+        n_levels, side = self.shape[-3:-1]
+        found = np.empty((len(self.trees), side**2), np.int64)
+        for i, (children, added) in enumerate(self.trees):
+            most = loss / COARSER ** (n_levels - 1 - i % n_levels) * side**2
+            island = after(children, np.flatnonzero(added <= most))
+            _, first, island = np.unique(island, return_index=True, return_inverse=True)
+            found[i] = first[island]
+        return torch.from_numpy(found).view(self.shape)
+
+
+def _tree(vectors, side):
+    """The merges (n - 1, 2) of vectors (n, d), and what each adds to the sum of squares."""
+    if side == 1:
+        return np.empty((0, 2), int), np.empty(0)
     children, _, _, _, distances = ward_tree(
         vectors, connectivity=grid_to_graph(side, side), return_distance=True
     )
-    done = np.flatnonzero(distances**2 / 2 <= most)  # scikit-learn's distance has a factor of 2
-    _, first, island = np.unique(after(children, done), return_index=True, return_inverse=True)
-    return first[island]
+    return children, distances**2 / 2  # scikit-learn's distance has a factor of 2

@@ -104,11 +104,13 @@ def outlines(labels, least):
     return np.concatenate((flat, upright[..., ::-1]))
 
 
-def show_image(ax, image):
-    """Show an image (C, H, W) uint8, C = 1 or 3."""
-    smooth = min(image.shape[1:]) >= PHOTOGRAPH
-    kind = "antialiased" if smooth else "nearest"
-    ax.imshow(_pixels(image).numpy(), cmap="gray", vmin=0, vmax=1, interpolation=kind)
+def show_image(ax, image, side=None):
+    """Show an image (C, H, W) uint8, C = 1 or 3; with `side`, on the axes of a grid of so many
+    columns a side."""
+    edge = None if side is None else (-0.5, side - 0.5, side - 0.5, -0.5)
+    kind = _interpolation(image)
+    pixels = _pixels(image).numpy()
+    ax.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation=kind, extent=edge)
 
 
 def show_islands(ax, colours, labels, width, image=None):
@@ -122,10 +124,30 @@ def show_islands(ax, colours, labels, width, image=None):
         width: of the panel, in inches.
         image: (C, H, W) uint8, or None for coloured cells.
     """
-    labels = labels.numpy()
+    labels = np.asarray(labels)
     over = image is not None
     shown = _tinted(image, means(colours, labels), TINT) if over else colours
     _show_cells(ax, shown, labels, width)
+    _tell_number(ax, labels, width)
+
+
+def show_outlines(ax, image, labels, width):
+    """Show an image as it is, the outlines of its islands, and their number below.
+
+    Args:
+        ax: matplotlib axes.
+        image: (C, H, W) uint8.
+        labels: (S, S), from `segment`.
+        width: of the panel, in inches.
+    """
+    labels = np.asarray(labels)
+    pixels = _pixels(image).numpy()
+    colours = pixels if pixels.ndim == 3 else pixels[..., None].repeat(3, -1)
+    _show_cells(ax, colours, labels, width, _interpolation(image))
+    _tell_number(ax, labels, width)
+
+
+def _tell_number(ax, labels, width):
     number, single = len(np.unique(labels)), int((sizes(labels) == 1).sum())
     text = f"{number} island{'s' if number > 1 else ''}"
     text += f"{' ' if width > NARROW else chr(10)}({single} single)" if single else ""
@@ -155,18 +177,22 @@ def show_mask(ax, mask, width, image):
     ax.set_xlabel(f"{number} segment{'s' if number > 1 else ''}", fontsize=8, labelpad=2)
 
 
-def _show_cells(ax, picture, labels, width):
+def _show_cells(ax, picture, labels, width, kind=None):
     """Show a picture (N, N, 3) and the outlines of the segments in labels (S, S), white between
     black, which are seen on any ground."""
     side = len(labels)
     edge = -0.5, side - 0.5
-    kind = "nearest" if len(picture) == side else "antialiased"
+    kind = kind or ("nearest" if len(picture) == side else "antialiased")
     ax.imshow(picture, interpolation=kind, extent=(*edge, *edge[::-1]))
     lines = outlines(labels, least_outlined(side))
     core = np.clip(0.16 * 72 * width / side, 0.4, 0.8)
     for factor, colour in ((2.2, "black"), (1, "white")):
         style = {"linewidths": factor * core, "colors": colour, "capstyle": "projecting"}
         ax.add_collection(LineCollection(lines, **style))
+
+
+def _interpolation(image):
+    return "antialiased" if min(image.shape[1:]) >= PHOTOGRAPH else "nearest"
 
 
 def _pixels(image):

@@ -7,6 +7,7 @@ vectors is at least a threshold. Every function here is pure: it takes states (.
 """
 
 import math
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from agglomerator.islands.merging import merged
+from agglomerator.islands.merging import MergeTrees
 from agglomerator.util.precision import upcast
 
 
@@ -94,7 +95,7 @@ def segment(states, threshold, loss=None):
     Args:
         states: (..., n, K, d), n = S * S columns, row-major.
         threshold: least cosine of connected neighbours.
-        loss: if given, islands come from `merged` instead, which may lose so much.
+        loss: if given, islands come from `merging.merged` instead, which may lose so much.
 
     Returns:
         Labels (..., K, S, S) int64, on the CPU. The label of an island is the index, row-major, of
@@ -107,9 +108,33 @@ def segment(states, threshold, loss=None):
         tensor([[[0, 0],
                  [2, 0]]])
     """
-    if loss is not None:
-        return merged(states, loss)
-    return connected(*(cosines >= threshold for cosines in neighbour_cosines(states)))
+    return Segmenter(states).segment(threshold, loss)
+
+
+class Segmenter:
+    """Segments the same states by one threshold or loss after another: what these share is found
+    once.
+
+    Args:
+        states: (..., n, K, d), n = S * S columns, row-major.
+    """
+
+    def __init__(self, states):
+        self.states = states
+
+    @cached_property
+    def _cosines(self):
+        return neighbour_cosines(self.states)
+
+    @cached_property
+    def _trees(self):
+        return MergeTrees(self.states)
+
+    def segment(self, threshold, loss=None):
+        """The labels that the function `segment` returns."""
+        if loss is not None:
+            return self._trees.cut(loss)
+        return connected(*(cosines >= threshold for cosines in self._cosines))
 
 
 def count(labels):

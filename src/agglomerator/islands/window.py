@@ -95,15 +95,10 @@ def show(screen):
 
     matplotlib.rcParams["backend_fallback"] = False  # which would be silent
     from matplotlib import pyplot as plt
-    from matplotlib.backends.registry import BackendFilter, backend_registry
 
-    matplotlib.rcParams["webagg.open_in_browser"] = False  # it could be one in the terminal
-    matplotlib.rcParams["figure.raise_window"] = False
     backend = matplotlib.get_backend().lower()
-    if backend in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE):
+    if not opens_windows(backend):
         return
-    if backend not in backend_registry.list_builtin(BackendFilter.INTERACTIVE):
-        raise RuntimeError("it opens none")
     pixels, seen = plt.imread(screen.path), None
     height, width = pixels.shape[:2]
     inches = min(1, TALLEST / height) / 100
@@ -127,21 +122,44 @@ def show(screen):
     timer.start()
     if backend == "webagg":
         screen.is_page = True
-        tell_address()
+        say(f"Islands live: {address()}")
     screen.is_open.set()
-    with contextlib.redirect_stdout(io.StringIO()):
-        plt.show()
+    wait()
 
 
-def tell_address():
+def opens_windows(backend):
+    """Whether a backend of matplotlib shows figures; it may open no browser, nor raise windows.
+
+    Raises:
+        RuntimeError: it neither shows nor writes figures.
+    """
+    import matplotlib
+    from matplotlib.backends.registry import BackendFilter, backend_registry
+
+    matplotlib.rcParams["webagg.open_in_browser"] = False  # it could be one in the terminal
+    matplotlib.rcParams["figure.raise_window"] = False
+    if backend in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE):
+        return False
+    if backend not in backend_registry.list_builtin(BackendFilter.INTERACTIVE):
+        raise RuntimeError("it opens none")
+    return True
+
+
+def address():
+    """The address of the page, and how to come to it from another machine."""
     from matplotlib.backends.backend_webagg import WebAggApplication as Server
 
     Server.initialize()
     where = f"{Server.address}:{Server.port}"
-    say(
-        f"Islands live: http://{where} (from another machine first: ssh -L {Server.port}:{where} "
-        "THIS_MACHINE)"
-    )
+    return f"http://{where} (from another machine first: ssh -L {Server.port}:{where} THIS_MACHINE)"
+
+
+def wait():
+    """Show the figures until the user closes the last window, or stops the page by Ctrl-C."""
+    from matplotlib import pyplot as plt
+
+    with contextlib.redirect_stdout(io.StringIO()):  # the page has its own words for it
+        plt.show()
 
 
 if __name__ == "__main__":

@@ -40,8 +40,19 @@ class ConsensusAttention(nn.Module):
     def plain(self, level):
         """The equations: (d, B, n) -> (d, B, n)."""
         value = level.transpose(0, 1)  # (B, d, n)
-        weights = self._weights(*self._query_key(value), self.non_local_mask)  # (B, n, n)
-        return (value @ weights.mT).transpose(0, 1)
+        return (value @ self.weights(level).mT).transpose(0, 1)
+
+    def weights(self, level, column=None):
+        """How much each column attends to every other: (d, B, n) -> (B, n, n), rows sum to 1; of
+        one column alone, by its number, (B, 1, n)."""
+        query, key = self._query_key(level.transpose(0, 1))  # (B, d, n)
+        too_far = self.non_local_mask
+        if column is None:
+            return self._weights(query, key, too_far)
+        row = slice(column, column + 1)
+        itself = torch.arange(key.shape[-1], device=key.device)[None] == column  # (1, n)
+        too_far = None if too_far is None else too_far[:, row]
+        return self._weights(query[..., row], key, too_far, itself)
 
     def forward(self, level):
         """The same as `plain`, more exact, and faster: (..., d, B, n) -> (..., d, B, n).

@@ -262,7 +262,8 @@ def load_checkpoint(path, **flags):
         UserError: the file cannot be read, carries code, or does not fit the flags.
     """
     checkpoint = read(path)
-    model = build(checkpoint, **flags)
+    with torch.random.fork_rng(devices=()):  # weights are drawn, and then replaced
+        model = build(checkpoint, **flags)
     model.preprocess, names = None, checkpoint.class_names
     known = checkpoint.settings | flags
     if known.get("normalization", known.get("dataset")) in registry.DATA_SETS:

@@ -1,6 +1,7 @@
 """Figures as files, with texts that look as they are written, whatever users call their runs and
 classes."""
 
+import io
 import textwrap
 from contextlib import suppress
 from functools import lru_cache
@@ -50,19 +51,25 @@ class Figure(matplotlib.figure.Figure):
                 self.savefig(file, format=kind, dpi=dpi, metadata=NO_DATE.get(kind))
         return paths
 
+    def _repr_png_(self):
+        """How notebooks show it, with pyplot or without."""
+        file = io.BytesIO()
+        self.savefig(file, format="png")
+        return file.getvalue()
+
     def draw(self, renderer):
         texts = self.findobj(Text)
         ticks = [axis for ax in self.axes for axis in (ax.xaxis, ax.yaxis)]
-        labels = {axis: [text.get_text() for text in axis.get_ticklabels()] for axis in ticks}
+        named = [axis for axis in ticks if isinstance(axis.get_major_locator(), FixedLocator)]
+        labels = {axis: [text.get_text() for text in axis.get_ticklabels()] for axis in named}
         letters = set("".join(text.get_text() for text in texts))
-        fonts = {findfont(text.get_fontproperties()) for text in texts}
+        fonts = {findfont(font) for font in {text.get_fontproperties() for text in texts}}
         families, codes = _fallback(frozenset(letters), frozenset(fonts))
         for text in texts:
             text.set(parse_math=False, text=text.get_text().translate(codes))
             text.set_fontfamily(list(dict.fromkeys((*text.get_fontfamily(), *families))))
         for axis, names in labels.items():
-            if isinstance(axis.get_major_locator(), FixedLocator):
-                axis.set_ticklabels([name.translate(codes) for name in names])
+            axis.set_ticklabels([name.translate(codes) for name in names])
         for text in (self._suptitle, self._supxlabel):
             if text is not None:
                 _break_lines(text, renderer, self.bbox.width * 0.98)

@@ -123,16 +123,15 @@ def read_folder(settings, split, size):
     return files.in_memory(settings.num_workers)
 
 
-def pages_of_files(settings, rows=8):
-    """The images of --images, a file or a folder, `rows` at a time; of a folder that has masks
-    beside its test/ (`data/masks.py`), `rows` of the images in test/.
+def files_of_images(settings):
+    """The images of --images, a file or a folder; of a folder that has masks beside its test/
+    (`data/masks.py`), those in test/.
 
-    Yields:
-        (images, paths): (B, n_channels, image_size, image_size) uint8, and paths of the files.
+    Returns:
+        `ImageFiles`, whose labels are the numbers of the images.
 
     Raises:
-        UserError: there is no image, or none can be read, or one cannot be read and
-            skip_unreadable is not set.
+        UserError: there is no image.
     """
     s, path = settings, Path(settings.images)
     if not path.exists():
@@ -144,19 +143,33 @@ def pages_of_files(settings, rows=8):
         raise UserError(f"--images={path}: there is no image in it{_no_images(others)}.")
     if others:
         say(f"--images={path}: left out{_no_images(others)}.")
-    if masked and len(paths) > rows:
-        say(f"--images={path}: {rows} of the {len(paths)} images in test/ are drawn.")
-        paths = [paths[i * len(paths) // rows] for i in range(rows)]
     numbers = list(range(len(paths)))
-    files = ImageFiles(paths, numbers, paths, s.image_size, s.n_channels, s.skip_unreadable)
+    return ImageFiles(paths, numbers, paths, s.image_size, s.n_channels, s.skip_unreadable)
+
+
+def pages_of_files(settings, rows=8):
+    """The images of `files_of_images`, `rows` at a time; of a folder that has masks, `rows` in all.
+
+    Yields:
+        (images, paths): (B, n_channels, image_size, image_size) uint8, and paths of the files.
+
+    Raises:
+        UserError: there is no image, or none can be read, or one cannot be read and
+            skip_unreadable is not set.
+    """
+    files = files_of_images(settings)
+    numbers, path = list(range(len(files))), Path(settings.images)
+    if has_masks(path) and len(files) > rows:
+        say(f"--images={path}: {rows} of the {len(files)} images in test/ are drawn.")
+        numbers = [i * len(files) // rows for i in range(rows)]
     none_read = True
-    for start in numbers[::rows]:
+    for start in range(0, len(numbers), rows):
         images, read = files[numbers[start : start + rows]]
         if len(images):
             none_read = False
-            yield images, [paths[i] for i in read]
+            yield images, [os.fsdecode(files.paths[i]) for i in read]
     if none_read:
-        raise UserError(f"--images={path}: none of {len(paths)} files can be read as an image.")
+        raise UserError(f"--images={path}: none of {len(numbers)} files can be read as an image.")
 
 
 @lru_cache
