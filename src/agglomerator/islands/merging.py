@@ -8,6 +8,7 @@ than specks.
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -65,6 +66,15 @@ class MergeTrees:
         level = self.pairs[0] // side**2 % n_levels
         done = self.added <= loss / COARSER ** (n_levels - 1.0 - level) * side**2
         return joined(*self.pairs[:, done], self.shape)
+
+    def cut_into(self, number):
+        """Labels as those of `merged`, with so many islands on each level."""
+        n = self.shape[-1] ** 2
+        tree = self.pairs[0] // n
+        in_order = np.lexsort((self.added, tree))  # stable: a merge comes after those within it
+        rank = np.empty(len(tree), int)
+        rank[in_order] = np.arange(len(tree)) % (n - 1)
+        return joined(*self.pairs[:, rank < n - number], self.shape)
 
 
 def merges(vectors, side):
