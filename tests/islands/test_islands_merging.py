@@ -3,8 +3,12 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from sklearn.cluster import ward_tree
+from sklearn.feature_extraction.image import grid_to_graph
 
-from agglomerator.islands.merging import COARSER, merged
+from agglomerator.islands.clusters import after
+from agglomerator.islands.merging import COARSER, MergeTrees, merged, merges
 from agglomerator.islands.segments import segment
 
 
@@ -69,3 +73,66 @@ def test_length_of_vectors_does_not_matter():
 def test_segment_takes_either_rule(loss):
     expected = merged(blocks(0.1), loss) if loss else segment(blocks(0.1), 0.5)
     assert torch.equal(segment(blocks(0.1), 0.5, loss), expected)
+
+
+def smooth(side, seed=0):
+    """Unit vectors (side * side, 8) of a smooth random field."""
+    field = torch.randn(1, 8, side + 4, side + 4, generator=torch.Generator().manual_seed(seed))
+    return F.normalize(F.avg_pool2d(field, 5, 1)[0].flatten(1).T.double(), dim=-1)
+
+
+def by_rounds(vectors, side):
+    """The merges one round after another, without any tensor: {(first column, first column)}."""
+    islands = {i: [i] for i in range(side * side)}
+    touch = {(i, j) for i in islands for j in (i + 1, i + side)
+             if j < side * side and (j == i + side or j % side)}  # fmt: skip
+    found = []
+    while touch:
+        cost = {}
+        for i, j in touch:
+            a, b = (vectors[islands[k]].mean(0) for k in (i, j))
+            n, m = len(islands[i]), len(islands[j])
+            cost[i, j] = float((a - b).square().sum()) * n * m / (n + m)
+        best = {i: min((pair for pair in touch if i in pair), key=cost.get) for i in islands}
+        for i, j in {pair for pair in touch if best[pair[0]] == best[pair[1]] == pair}:
+            found.append((i, j))
+            islands[i] += islands.pop(j)
+            touch = {tuple(sorted(i if k == j else k for k in pair)) for pair in touch}
+        touch = {(i, j) for i, j in touch if i != j}
+    return set(found)
+
+
+def test_merges_are_of_cheapest_neighbours():
+    images = torch.stack([smooth(6), smooth(6, 1)])
+    pairs, added = merges(images, 6)
+    for number, image in enumerate(images):
+        own = pairs[:, pairs[0] // 36 == number] % 36
+        assert set(map(tuple, own.T.tolist())) == by_rounds(image, 6)
+    assert len(added) == 2 * 35
+
+
+@pytest.mark.parametrize("number", [4, 12])
+def test_islands_are_as_even_as_those_of_the_least_costly_merge_first(number):
+    """Beside scikit-learn's tree: squared distances from the means of as many islands."""
+
+    def spread(labels):
+        return sum(float((image[labels == i] - image[labels == i].mean(0)).square().sum())
+                   for i in labels.unique())  # fmt: skip
+
+    ours, theirs = 0, 0
+    for seed in range(8):
+        image = smooth(16, seed)
+        tree = MergeTrees(image[:, None])
+        low, high = 0.0, 2.0
+        for _ in range(40):  # the loss at which so many islands are left
+            middle = (low + high) / 2
+            more = len(tree.cut(middle).unique()) > number
+            low, high = (middle, high) if more else (low, middle)
+        ours += spread(tree.cut(high).flatten())
+        children = ward_tree(image.numpy(), connectivity=grid_to_graph(16, 16))[0]
+        theirs += spread(torch.from_numpy(after(children, np.arange(256 - number))))
+    assert ours == pytest.approx(theirs, rel=0.05)
+
+
+def test_columns_that_are_all_equal_become_one_island():
+    assert merged(torch.ones(2, 1024, 1, 4), 1e-9).unique().tolist() == [0]

@@ -28,6 +28,7 @@ def check(settings):
             f"--images={settings.images}: only --mode=islands and --mode=explore draw your own "
             "images."
         )
+    check_agreement(settings)
     check_grid(settings)
     check_tokenizer(settings)
     check_state(settings)
@@ -88,6 +89,23 @@ def check_letters(settings):
                 f"--{name}={value}: {settings.logger} takes only names in UTF-8; choose another "
                 "name, or --logger=csv."
             )
+
+
+def check_agreement(settings):
+    """Islands that are taught need a teacher, and are known in views alone."""
+    if not settings.is_taught:
+        return
+    trains = settings.mode in ("train", "all")
+    if trains and settings.load_checkpoint_dir is None and not settings.resume_training:
+        raise UserError(
+            "--agreement_cue=islands: a trained network teaches; name its checkpoint by "
+            "--load_checkpoint_dir, one of --agreement_cue=composites for example."
+        )
+    if settings.augmentation != "views":
+        raise UserError(
+            f"--augmentation={settings.augmentation}: with --agreement_cue=islands only "
+            "--augmentation=views carries the islands of an image to its crops."
+        )
 
 
 def check_grid(settings):

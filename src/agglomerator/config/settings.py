@@ -64,6 +64,12 @@ class Settings(
         return tuple(dict.fromkeys(("png", self.figure_format)))
 
     @property
+    def is_taught(self):
+        """Whether the network learns the islands that a `Teacher` sees."""
+        asks = self.agreement > 0 and self.stage == "contrastive"
+        return asks and self.agreement_cue == "islands"
+
+    @property
     def n_iters(self):
         """Iterations T of the column loop."""
         return 2 * self.levels if self.iters is None else self.iters

@@ -33,8 +33,10 @@ class TrainingSettings:
         "What that loss takes for parts and wholes. colour: below the top level patches of even "
         "colour, on the top level figures that differ from the background. composites: pieces of "
         "images, cut along the network's own islands and pasted elsewhere; below the top level "
-        "small pieces, on the top level one figure on another ground.",
-        choices=("colour", "composites"),
+        "small pieces, on the top level one figure on another ground. islands: those that the "
+        "network of load_checkpoint_dir sees in an image and its mirror image; the one that learns "
+        "sees crops.",
+        choices=("colour", "composites", "islands"),
     )
     weight_decay: float = setting("training", 5e-4, "Weight decay of the optimizer.", low=0)
     lr_speed: int = setting(

@@ -30,9 +30,27 @@ def random_views(images, generator):
         TypeError: images are not uint8.
         ValueError: images have another shape.
     """
+    return labelled_views(images, None, generator)[0]
+
+
+@in_float32
+def labelled_views(images, labels, generator):
+    """The same, of images whose places are labelled.
+
+    Args:
+        images: (B, C, H, W) uint8.
+        labels: (B, L, S, S) integers, L labels for each place of a grid; or None.
+        generator: torch.Generator on the CPU.
+
+    Returns:
+        Views (B, C, H, W) uint8, and their labels (B, L, S, S), or None.
+    """
     check_images(images)
-    colours = random_crops(images.float() / 255, generator, (0.7, 1.1), 0.15)
-    return to_bytes(random_colours(colours, generator))
+    places = send(random_places(len(images), generator, (0.7, 1.1), 0.15), images.device)
+    colours = random_colours(crop(images.float() / 255, places), generator)
+    if labels is not None:
+        labels = crop(labels.float(), places, "nearest").long()
+    return to_bytes(colours), labels
 
 
 @in_float32
@@ -48,7 +66,13 @@ def random_crops(colours, generator, sides, shift):
     Returns:
         (B, C, H, W).
     """
-    draws = torch.rand(6, len(colours), generator=generator)
+    places = random_places(len(colours), generator, sides, shift)
+    return crop(colours, send(places, colours.device))
+
+
+def random_places(n, generator, sides, shift):
+    """Where n random crops lie: affine maps (n, 2, 3) for `F.affine_grid`, on the CPU."""
+    draws = torch.rand(6, n, generator=generator)
     scale = sides[0] + (sides[1] - sides[0]) * draws[0]
     angle, stretch, right, down = draws[1:5] * 2 - 1
     angle, stretch = ROTATION * angle, (STRETCH * stretch).exp()
@@ -56,9 +80,13 @@ def random_crops(colours, generator, sides, shift):
     cos, sin = angle.cos() * scale, angle.sin() * scale
     across = torch.stack((mirror * cos * stretch, -sin * stretch, shift * right), 1)
     along = torch.stack((mirror * sin / stretch, cos / stretch, shift * down), 1)
-    affine = send(torch.stack((across, along), 1), colours.device)  # (B, 2, 3)
-    grid = F.affine_grid(affine, list(colours.shape), align_corners=False)
-    return F.grid_sample(colours, grid, padding_mode="reflection", align_corners=False)
+    return torch.stack((across, along), 1)
+
+
+def crop(values, places, mode="bilinear"):
+    """The parts of values (B, C, H, W) that lie at places (B, 2, 3), in the same size."""
+    grid = F.affine_grid(places, list(values.shape), align_corners=False)
+    return F.grid_sample(values, grid, mode, padding_mode="reflection", align_corners=False)
 
 
 @in_float32

@@ -19,7 +19,7 @@ from agglomerator.data.augment import (
     random_erasing,
     random_horizontal_flip,
 )
-from agglomerator.data.crops import random_views
+from agglomerator.data.crops import labelled_views, random_views
 from agglomerator.data.download import one_at_a_time
 from agglomerator.data.images import ImageFiles, OnDevice, as_it_is, n_workers
 from agglomerator.data.transforms import center_crop, denormalize, normalize
@@ -228,6 +228,12 @@ class ImageDataModule(LightningDataModule):
         if self.entry.erase:
             images = random_erasing(images, generator)
         return self.view(images)
+
+    def labelled_view(self, images, labels, generator):
+        """A view as with --augmentation=views of uint8 images, and its labels, from labels
+        (B, L, S, S) of the places of the images that `view` shows."""
+        images, labels = labelled_views(self.crop(images), labels, generator)
+        return self.view(images), labels
 
 
 class _Order(DistributedSampler):

@@ -12,9 +12,8 @@ from functools import cached_property
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
+from agglomerator.islands.components import joined
 from agglomerator.islands.merging import MergeTrees
 from agglomerator.util.precision import upcast
 
@@ -79,14 +78,7 @@ def connected(horizontal, vertical):
     horizontal, vertical = horizontal.cpu().numpy(), vertical.cpu().numpy()
     starts = np.concatenate((columns[..., :-1][horizontal], columns[..., :-1, :][vertical]))
     ends = np.concatenate((columns[..., 1:][horizontal], columns[..., 1:, :][vertical]))
-    graph = coo_array(
-        (np.ones(len(starts), np.int8), (starts, ends)), shape=(columns.size, columns.size)
-    )
-    n_components, components = connected_components(graph, directed=False)
-    first = np.empty(n_components, np.int64)
-    first[components[::-1]] = columns.ravel()[::-1]  # of equal indices the last one counts
-    n_columns = shape[-1] * shape[-2]
-    return torch.from_numpy(first[components].reshape(shape) % n_columns)
+    return joined(starts, ends, shape)
 
 
 def segment(states, threshold, loss=None):

@@ -1,5 +1,6 @@
 """The two stages of training: contrastive pre-training, then a classifier on the embedding."""
 
+import copy
 import dataclasses
 
 import torch
@@ -13,7 +14,8 @@ from agglomerator.training.losses import supervised_contrastive_loss
 from agglomerator.training.metrics import RunMetrics
 from agglomerator.training.optim import Muon
 from agglomerator.training.pairs import unit_maps
-from agglomerator.training.pieces import composite_loss
+from agglomerator.training.pieces import composite_loss, island_loss
+from agglomerator.training.teacher import Teacher
 from agglomerator.util.distributed import gather
 from agglomerator.util.precision import upcast, without_autocast
 from agglomerator.util.random import seeded_generator
@@ -61,6 +63,9 @@ class LitAgglomerator(LightningModule):
                 parameter.requires_grad = in_classifier == (self.stage == "supervised")
         self.first_step = self._compiled = None
         self.began_from = None  # fingerprint of the weights
+        self.teacher = None
+        if settings.is_taught:
+            self.teacher = Teacher(copy.deepcopy(model).eval())
         self.train()  # a network from a checkpoint comes in evaluation mode
 
     def train(self, mode=True):
@@ -107,17 +112,30 @@ class LitAgglomerator(LightningModule):
                 embedding, labels.repeat(2), s.temperature, across_processes=self.training
             )
         else:
-            views = self.data.augmented_view(images.repeat(2, 1, 1, 1), generator)
+            islands, twice = None, images.repeat(2, 1, 1, 1)
+            if s.is_taught:
+                islands = self._taught(images).repeat(2, 1, 1, 1)
+                views, islands = self.data.labelled_view(twice, islands, generator)
+            else:
+                views = self.data.augmented_view(twice, generator)
             compiled = self._compiled is not None and self.training
             compare = self._compiled if compiled else self.compare
             loss, embedding, levels = compare(views, labels.repeat(2))
-            if s.agreement:
+            if islands is not None:
+                apart = island_loss(unit_maps(levels), islands, generator)
+            elif s.agreement:
                 apart = agreement_loss(levels, self.data.colours(views), generator)
         if s.agreement:
             loss = loss + s.agreement * apart
             if self.training:
                 self._log_step("train_agreement", apart)
         return loss, embedding
+
+    def _taught(self, images):
+        """The islands (B, K, S, S) of images that the teacher tells; in evaluation the network
+        itself is the teacher."""
+        teacher = self.teacher if self.training else Teacher(self.model)
+        return teacher.islands(self.data.view(images))
 
     def _composites(self, images, generator):
         """Embeddings (2B, contr_dim) of a view of each image, and of its figure on the ground of
@@ -212,12 +230,18 @@ class LitAgglomerator(LightningModule):
         checkpoint["hyper_parameters"] |= self.data.origin()
         checkpoint["epochs_done"] = self.trainer.fit_loop.epoch_progress.current.processed
         checkpoint["began_from"] = self.began_from
+        if self.teacher is not None:
+            checkpoint["teacher"] = self.teacher.model.state_dict()
         sums = self.metrics.sums_of_epoch()
         checkpoint["epoch_so_far"] = [gather(getattr(*sum)[None]).cpu() for sum in sums]
 
     def on_load_checkpoint(self, checkpoint):
-        """Take over the sums of an interrupted epoch."""
+        """Take over the teacher, and the sums of an interrupted epoch."""
         self.began_from = checkpoint.get("began_from")
+        if self.teacher is not None:
+            if "teacher" not in checkpoint:
+                raise ValueError("the teacher is missing")
+            self.teacher.model.load_state_dict(checkpoint["teacher"])
         for (holder, name), of_processes in zip(
             self.metrics.sums_of_epoch(), checkpoint.get("epoch_so_far", ()), strict=False
         ):

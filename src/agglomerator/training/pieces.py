@@ -1,4 +1,4 @@
-"""A loss that asks the columns for islands, taught by composites of images.
+"""A loss that asks the columns for islands, taught by composites of images, or by a `Teacher`.
 
 It knows nothing of colours, borders or masks: two columns are to agree if they lie on the same
 piece of an image that was put together from others (`agglomerator.data.composites`), and not to
@@ -30,6 +30,21 @@ def composite_loss(levels, pieces, generator):
     n = len(pieces) // 2
     lower = [piece_loss(level[n:], pieces[n:], generator, ground=0) for level in levels[:-1]]
     return piece_loss(levels[-1, :n], pieces[:n], generator) + sum(lower) / len(lower)
+
+
+def island_loss(levels, islands, generator):
+    """The loss of views whose islands a `Teacher` told.
+
+    Args:
+        levels: (K, B, d, S, S), of unit length.
+        islands: (B, K, S, S) integers.
+        generator: as for `piece_loss`.
+
+    Returns:
+        A scalar, the sum of the top level's loss and the mean of those of the levels below.
+    """
+    each = [piece_loss(level, islands[:, k], generator) for k, level in enumerate(levels)]
+    return each[-1] + sum(each[:-1]) / max(len(each) - 1, 1)
 
 
 def piece_loss(vectors, pieces, generator, ground=None):
