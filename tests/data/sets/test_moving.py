@@ -2,6 +2,7 @@ import hashlib
 
 import numpy as np
 import pytest
+from scipy.ndimage import binary_erosion
 
 from agglomerator.data.sets.moving import draw_clip
 from agglomerator.data.sets.partwhole import CLASSES, draw_scene
@@ -14,7 +15,7 @@ def test_pixels_are_the_same_on_every_machine():
         clip = draw_clip(7, i, 6, difficulty=2, objects=3)
         for array in (clip.images, clip.parts, clip.objects):
             sha.update(array.tobytes())
-    assert sha.hexdigest() == "GOLDEN"
+    assert sha.hexdigest() == "a8ed89f59ba31610dd3fafcb05ac4f5fc25ade22c019ed6b4c65a06aa8372c37"
 
 
 @pytest.mark.parametrize("difficulty", [0, 2])
@@ -37,9 +38,11 @@ def test_parts_move_by_the_steps_that_are_told():
         clip = draw_clip(0, i, 12, image_size=96, difficulty=0)
         assert clip.steps.shape == (11, len(clip.part_names), 2)
         sizes = np.stack([(clip.parts == p + 1).sum((1, 2)) for p in range(len(clip.part_names))])
-        for p in np.flatnonzero(np.ptp(sizes, axis=1) <= 2):  # it is seen whole all the time
+        whole = np.ptp(sizes, axis=1) < 0.05 * sizes.max(1)  # it is seen whole all the time
+        for p in np.flatnonzero(whole):
             middles = [np.argwhere(frame == p + 1).mean(0)[::-1] for frame in clip.parts]
-            np.testing.assert_allclose(np.diff(middles, axis=0), clip.steps[:, p], atol=0.35)
+            moved, told = np.array(middles[1:]) - middles[0], clip.steps[:, p].cumsum(0)
+            np.testing.assert_allclose(moved, told, atol=0.8)
             checked += 1
     assert checked >= 20
 
@@ -47,11 +50,10 @@ def test_parts_move_by_the_steps_that_are_told():
 def test_objects_move_and_stay_and_the_background_stands_still():
     shifts = []
     for i in range(len(CLASSES)):
-        clip = draw_clip(1, i, 40, image_size=64, difficulty=1)
+        clip = draw_clip(1, i, 30, image_size=64, difficulty=1)
         assert (clip.objects == 1).sum((1, 2)).min() > 0.05 * 64**2
         never = (clip.objects == 0).all(0)
-        inside = never & np.roll(never, 1, 0) & np.roll(never, -1, 0)
-        inside &= np.roll(inside, 1, 1) & np.roll(inside, -1, 1)
+        inside = binary_erosion(never, iterations=3)  # without smooth edges
         assert np.ptp(clip.images[:, :, inside].astype(int), axis=0).max(initial=0) <= 1
         lengths = np.linalg.norm(clip.steps, axis=-1) * 32 / 64
         assert 0.1 < lengths.mean() < 3
