@@ -25,6 +25,8 @@ def check(settings):
         )
     if settings.images is not None and settings.mode != "islands":
         raise UserError(f"--images={settings.images}: only --mode=islands draws your own images.")
+    if settings.video and settings.mode != "islands":
+        raise UserError("--video: only --mode=islands follows islands; add it, or leave it out.")
     check_grid(settings)
     check_tokenizer(settings)
     check_state(settings)

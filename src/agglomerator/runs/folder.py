@@ -22,6 +22,7 @@ class RunFolder:
         record: what ran, by what and where, JSON.
         logs, metrics: folder of the loggers of a training, and its metrics as CSV.
         islands: folder of pictures.
+        video: islands of a moving picture, animations and JSON, without the ending of the name.
         frozen_record, test_record: figures of freeze and of a test, JSON.
         confusion: confusion matrix of a test, without the ending of the name.
         predictions: the class and probability of each tested image, CSV.
@@ -38,6 +39,7 @@ class RunFolder:
         self.logs = self.path / "logs" / self.stage
         self.metrics = self.logs / "metrics.csv"
         self.islands = self.path / "islands"
+        self.video = self.islands / "video"
         self.frozen_record = self.path / "embedding.json"
         self.test_record = self.path / f"test_{self.stage}.json"
         self.confusion = self.path / f"confusion_{self.stage}"
