@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import av
 import numpy as np
 import pytest
@@ -91,6 +93,7 @@ def test_an_mp4_of_odd_size_plays(tmp_path):
         Image.new("RGB", (51, 33), (80 * t, 0, 0)).save(tmp_path / f"{t}.png")
     write_mp4([tmp_path / f"{t}.png" for t in range(3)], tmp_path / "odd.mp4", 2.5)
     with av.open(tmp_path / "odd.mp4") as container:
+        assert container.streams.video[0].average_rate == Fraction(5, 2)
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert [frame.shape for frame in frames] == [(32, 50, 3)] * 3
     assert frames[2][..., 0].mean() == pytest.approx(160, abs=12)

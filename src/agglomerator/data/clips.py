@@ -5,6 +5,7 @@ Pillow reads GIF, PNG and WebP, PyAV (FFmpeg's libraries, which come with it) ev
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
@@ -164,7 +165,7 @@ def write_mp4(pictures, path, rate):
                 pixels = np.asarray(image.convert("RGB"))
             pixels = pixels[: len(pixels) // 2 * 2, : pixels.shape[1] // 2 * 2]  # codecs want even
             if stream is None:
-                stream = container.add_stream(codec, rate=round(max(rate, 1)))
+                stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1000))
                 stream.height, stream.width = pixels.shape[:2]
                 stream.pix_fmt = "yuv420p"
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")

@@ -1,6 +1,7 @@
 """All runs of an output folder side by side, from the files that they wrote."""
 
 import csv
+import io
 import json
 import math
 from datetime import datetime
@@ -41,7 +42,8 @@ def runs_of(folder):
     """
     places = {path.parent for path in Path(folder).rglob("*run.json")}
     places |= {path.parent for path in Path(folder).rglob("test_*.json")}
-    runs = [_Run(place, folder) for place in sorted(places) if "earlier" not in place.parts]
+    runs = [_Run(place, folder) for place in sorted(places)]
+    runs = [run for run in runs if "earlier" not in Path(run.name).parts]
     differing = _differing(runs)
     rows = [row for run in runs for row in run.rows(differing)]
     return rows, [name for name in (*differing, "from") if any(row.get(name) for row in rows)]
@@ -91,20 +93,13 @@ class _Run:
 
     def _training(self, stage):
         parts, flags = self.parts[stage], self.flags(stage)
-        spans = [
-            (datetime.fromisoformat(part["ended"]) - datetime.fromisoformat(part["started"]))
-            for part in parts
-            if part.get("ended")
-        ]
-        whole = len(spans) == len(parts)
-        minutes = sum(span.total_seconds() for span in spans) / 60
         elsewhere = stage != "contrastive" and "contrastive" not in self.parts
         return {
             "dataset": flags["dataset"],
             "seed": flags["seed"],
             "from": flags["load_checkpoint_dir"] if elsewhere else None,
             "outcome": parts[-1].get("outcome") or "no end: killed, or at work",
-            "minutes": round(minutes, 2) if whole else None,
+            "minutes": _minutes(parts),
         } | _best_epoch(self.place / "logs" / stage / "metrics.csv")
 
 
@@ -116,18 +111,33 @@ def _read(path, kind):
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         content = None
-    if not isinstance(content, kind) or (kind is list and not all("flags" in p for p in content)):
+    parts = content if kind is list and isinstance(content, list) else []
+    flagged = all(isinstance(part, dict) and isinstance(part.get("flags"), dict) for part in parts)
+    if not isinstance(content, kind) or not flagged:
         say(f"{path}: cannot be read; left out.")
         return None
     return content
+
+
+def _minutes(parts):
+    """Minutes of all parts of a training; None if one of them does not tell its end."""
+    try:
+        spans = [
+            datetime.fromisoformat(part["ended"]) - datetime.fromisoformat(part["started"])
+            for part in parts
+        ]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return round(sum(span.total_seconds() for span in spans) / 60, 2)
 
 
 def _best_epoch(path):
     """Epochs done, and the validation of the best one, from a metrics.csv."""
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("train_loss_epoch")]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    whole = io.StringIO(text[: text.rfind("\n") + 1])  # a run at work may be writing the last line
+    rows = [row for row in csv.DictReader(whole) if row.get("train_loss_epoch")]
     validated = [row for row in rows if row.get("val_acc")]
     found = {"epochs": len(rows)}
     if validated:
