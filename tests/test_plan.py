@@ -198,8 +198,8 @@ def test_the_contrastive_loss_of_a_test_is_of_mixed_batches(trained):
         data.setup()
         strategy = SimpleNamespace(root_device=torch.device("cpu"))
         data.trainer = SimpleNamespace(global_rank=0, world_size=1, strategy=strategy)
-        labels = [labels.tolist() for _, labels in data.test_dataloader()]
-        again = [labels.tolist() for _, labels in data.test_dataloader()]
+        labels = [data.test_labels(rows).tolist() for _, rows in data.test_dataloader()]
+        again = [data.test_labels(rows).tolist() for _, rows in data.test_dataloader()]
         assert labels == again
         in_order = sorted(sum(labels, []))
         assert (sum(labels, []) == in_order) == supervise

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, run_main, run_program, run_words, save_published, small_run
+from scipy.special import softmax
 from sklearn.datasets import load_digits
 
 from agglomerator import load_checkpoint
 from agglomerator.config import Settings
 from agglomerator.data.module import ImageDataModule
+from agglomerator.hierarchy.probes import probe
 from agglomerator.runs.record import git_state
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -30,6 +32,28 @@ def embed(checkpoint, data, subset):
     images, labels = subset.dataset[torch.as_tensor(list(subset.indices))]
     with torch.no_grad():
         return model(data.view(images)).numpy(), labels.numpy()
+
+
+def predictions_of(folder, stage):
+    """Rows of the per-image table of a test, as dictionaries."""
+    with (folder / f"predictions_{stage}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def check_predictions(folder, stage, subset, probabilities):
+    """The table has each tested image once, in data-set order, with what `probabilities` of all
+    images of the data set (N, n_classes) say."""
+    table = predictions_of(folder, stage)
+    index = np.array([int(row["index"]) for row in table])
+    assert index.tolist() == sorted(subset.indices)
+    labels, classes = subset.dataset.labels.numpy()[index], np.array(subset.dataset.classes)
+    assert [int(row["label"]) for row in table] == labels.tolist()
+    assert [row["class"] for row in table] == classes[labels].tolist()
+    found = np.array([int(row["prediction"]) for row in table])
+    assert found.tolist() == probabilities[index].argmax(1).tolist()
+    assert [row["predicted_class"] for row in table] == classes[found].tolist()
+    found = [float(row["probability"]) for row in table]
+    np.testing.assert_allclose(found, probabilities[index].max(1), atol=1e-3)
 
 
 def check_record(folder, stage, n_images):
@@ -76,6 +100,7 @@ def test_test_of_the_classifier(stage_two_checkpoint, digits, tmp_path, flip):
         logits = model.classify(views)
         if flip:
             logits = (logits + model.classify(views.flip(-1))) / 2
+    check_predictions(tmp_path / "tested", "supervised", digits.test, softmax(logits.numpy(), 1))
     matrix = np.zeros((10, 10), dtype=int)
     np.add.at(matrix, (labels.numpy(), logits.argmax(1).numpy()), 1)
     assert record["confusion_matrix"] == matrix.tolist()
@@ -96,7 +121,9 @@ def test_test_of_a_stage_one_checkpoint(stage_one_checkpoint, digits, tmp_path):
     means = np.stack([embedding[labels == c].mean(0) for c in range(10)])
     means /= np.linalg.norm(means, axis=1, keepdims=True)
     embedding, labels = embed(stage_one_checkpoint, digits, digits.test)
-    accuracy = ((embedding @ means.T).argmax(1) == labels).mean()
+    cosines = embedding @ means.T
+    check_predictions(tmp_path / "tested", "contrastive", digits.test, softmax(cosines / 0.07, 1))
+    accuracy = (cosines.argmax(1) == labels).mean()
     assert record["top1"] == pytest.approx(accuracy, abs=0.005)
     assert record["loss"] > 0
 
@@ -127,6 +154,12 @@ def test_freeze_writes_every_image_in_the_order_of_the_data_set(
     record = json.loads((tmp_path / "f" / "embedding.json").read_text())
     assert record["hierarchy"] is None and list(record["scores"]) == ["silhouette_by_class"]
     assert record["classified_by"] == "nearest class mean"
+    arrays = (
+        [np.load(tmp_path / "f" / f"{name}_{split}.npy") for name in ("features", "labels")]
+        for split in ("train", "test")
+    )
+    assert record["probes"] == probe(*arrays) and record["probes"]["images"] == len(digits.train)
+    assert f"{record['probes']['knn']:.2%} mistaken by 20 nearest neighbours" in result.stdout
     (table,) = (tmp_path / "f" / "logs" / "freeze").rglob("points*.table.json")
     table = json.loads(table.read_text())
     assert table["columns"][:3] == ["image", "class", "predicted"]
@@ -152,7 +185,7 @@ def test_results_of_other_settings_are_kept(stage_two_checkpoint, tmp_path):
     assert f"Earlier results (of --iters=4) were moved to {aside}." in said
     assert (aside / path.name).read_bytes() == first
     assert {each.name for each in aside.iterdir()} == {
-        each.name for each in folder.glob("[ct]*_supervised.*")
+        each.name for each in folder.glob("[cpt]*_supervised.*")
     }
     assert json.loads(path.read_bytes())["settings"]["iters"] == 2
 

@@ -174,6 +174,9 @@ def test_all_stages_in_two_processes(tmp_path, launcher):
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 4
     assert (folder / "islands" / "supervised_test.png").is_file()
+    _, *table = (folder / "predictions_supervised.csv").read_text().splitlines()
+    indices = [int(row.split(",")[0]) for row in table]
+    assert len(indices) == 64 and indices == sorted(set(indices))
     assert not (folder / "earlier").exists()
 
 

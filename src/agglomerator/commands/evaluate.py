@@ -14,6 +14,7 @@ from agglomerator.data import masks
 from agglomerator.data.images import numbered
 from agglomerator.hierarchy import figures as hierarchy_figures
 from agglomerator.hierarchy import scores as hierarchy_scores
+from agglomerator.hierarchy.probes import line_of, probe
 from agglomerator.islands import baselines
 from agglomerator.plan import resolve
 from agglomerator.runs.folder import SPLITS
@@ -53,6 +54,7 @@ def test(settings, given):
     record = report.record_of(module, name, float(loss)) | made
     record["islands"] = island_scores(trainer, module, plan.start.settings.get("seed"))
     paths = report.write_test(folder, record, data.classes)
+    paths.append(write_predictions(folder.predictions, module))
     say("\n".join(report.lines_of(record)))
     paths += folder.test_pictures() if settings.plot_islands else []
     say("Written: " + ", ".join(map(str, paths)))
@@ -116,17 +118,22 @@ def freeze(settings, given):
     for split in SPLITS:
         _tell_limits(data, split)
         embedding, labels = write_features(folder.features(split), trainer, module, split)
+        if not embedding.isfinite().all():
+            raise UserError(f"{name}: its embedding is not finite, and cannot be drawn or scored.")
+        if split == "train":
+            learned = embedding.numpy(), labels.numpy()
         if split == "train" and module.by_class_means:
             module.metrics.class_means.update(embedding, labels)
-    if not embedding.isfinite().all():
-        raise UserError(f"{name}: its embedding is not finite, and cannot be drawn or scored.")
     with torch.no_grad():
         predicted = module.logits(embedding.to(module.model.wl)).argmax(1).cpu()
     arrays = embedding.numpy(), labels.numpy(), predicted.numpy()
     by = module.classified_by
     record = hierarchy_scores.record_of(settings, name, *arrays, data, by) | made
+    record["probes"] = probe(learned, arrays[:2], settings.seed)
     points, figures = hierarchy_figures.draw(*arrays[:2], record["scores"], settings, data)
     say("\n".join(hierarchy_scores.lines_of(record)))
+    if record["probes"] is not None:
+        say(line_of(record["probes"]))
     paths = hierarchy_figures.write(folder, record, figures)
     say("Written: " + ", ".join(map(str, paths)))
     loggers = build_loggers(settings, folder.logs.parent, "freeze")
@@ -171,19 +178,41 @@ def write_features(paths, trainer, module, split):
     for path, array in zip(paths, (embedding, labels), strict=False):
         with written_whole(path, "wb") as file:
             np.save(file, array.numpy())
-    write_index(paths[2], subset.dataset, rows)
+    write_images(paths[2], subset.dataset, rows)
     names = ", ".join(path.name for path in paths[1:])
     say(f"{paths[0]}  {tuple(embedding.shape)}, {names}")
     return embedding, labels
 
 
-def write_index(path, dataset, rows):
-    """Write which image each row of the features is of: its number in the data set (of the training
-    set, for those held out), label, class and, where there is one, file."""
+def write_predictions(path, module):
+    """Write the most probable class of each tested image and its probability, in data-set order;
+    returns the path."""
+    dataset = module.data.test.dataset
+    rows, predicted, probability = module.metrics.predictions.compute()
+    named = {
+        "prediction": predicted.tolist(),
+        "predicted_class": [dataset.classes[label] for label in predicted],
+        "probability": [f"{share:.6f}" for share in probability.tolist()],
+    }
+    write_images(path, dataset, rows, named)
+    return path
+
+
+def write_images(path, dataset, rows, more=None):
+    """Write a table with a row for each image: its number in the data set (of the training set, for
+    those held out), label, class and, where there is one, file.
+
+    Args:
+        path: of the CSV file.
+        dataset: `ImageSet` or `ImageFiles`.
+        rows: (N,) numbers of the images.
+        more: further columns, lists of N by name.
+    """
+    more = more or {}
     with written_whole(path) as file:
         table = csv.writer(file)
-        table.writerow(["index", "label", "class", "file"])
-        for index in rows.tolist():
+        table.writerow(["index", "label", "class", "file", *more])
+        for index, *others in zip(rows.tolist(), *more.values(), strict=True):
             label = int(dataset.labels[index])
             name = "" if dataset.paths is None else os.fsdecode(dataset.paths[index])
-            table.writerow([index, label, dataset.classes[label], name])
+            table.writerow([index, label, dataset.classes[label], name, *others])

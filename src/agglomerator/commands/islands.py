@@ -10,6 +10,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from agglomerator.commands.build import build_data, build_network
 from agglomerator.commands.evaluate import score_folder
 from agglomerator.commands.report import tell_blindness
+from agglomerator.commands.video import draw_video
 from agglomerator.config.pictures import FIGURE_FORMATS
 from agglomerator.data import registry
 from agglomerator.data.images import numbered, photographs
@@ -38,6 +39,9 @@ def islands(settings, given):
     settings, model = plan.settings, build_network(plan)
     lock_run_folder(plan.folder.path, "islands")
     tell_blindness(settings)
+    if settings.video:
+        draw_video(plan, model)
+        return
     album = Album(plan.folder.islands, **settings.found_by)
     numbers = numbers_in(settings.images)
     if settings.images is None or numbers is not None:

@@ -7,6 +7,7 @@ from agglomerator.commands.evaluate import freeze, test
 from agglomerator.commands.explore import explore
 from agglomerator.commands.faults import as_user_error
 from agglomerator.commands.islands import islands
+from agglomerator.commands.runs import runs
 from agglomerator.commands.train import train
 from agglomerator.islands.live_view import WINDOW
 from agglomerator.runs.resume import Stopped, StopSignals
@@ -21,6 +22,7 @@ COMMANDS = {
     "islands": islands,
     "explore": explore,
     "all": run_all,
+    "runs": runs,
 }
 
 

@@ -28,6 +28,8 @@ def check(settings):
             f"--images={settings.images}: only --mode=islands and --mode=explore draw your own "
             "images."
         )
+    if settings.video and settings.mode != "islands":
+        raise UserError("--video: only --mode=islands follows islands; add it, or leave it out.")
     check_agreement(settings)
     check_grid(settings)
     check_tokenizer(settings)

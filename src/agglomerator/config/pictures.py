@@ -45,6 +45,14 @@ class PictureSettings:
         "the masks parts/test/<folder>/x.png or objects/test/<folder>/x.png: one channel, 0 "
         "background, 1 to 254 the segments, 255 counts nowhere.",
     )
+    video: bool = setting(
+        "pictures",
+        False,
+        "For --mode=islands: --images is a moving picture (GIF, MP4, or a folder of frames in the "
+        "order of their names). The state is carried on from frame to frame, --iters iterations "
+        "each, and islands keep their colours. Without --images, with --dataset=PartWhole: moving "
+        "scenes, whose islands are scored over space and time.",
+    )
     figure_format: str = setting(
         "pictures",
         "png",

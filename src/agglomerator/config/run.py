@@ -16,8 +16,9 @@ class RunSettings:
         "drawn and scored); islands (pictures of the islands of a trained network, and scores "
         "where masks lie beside a folder of images); explore (the same live: point at a column, in "
         "a window, or on a page where there is no desktop or MPLBACKEND=webagg); all (stage one, "
-        "then stage two, then test). test and freeze take a checkpoint of either stage.",
-        choices=("train", "test", "freeze", "islands", "explore", "all"),
+        "then stage two, then test); runs (all runs in output_dir in one table, with means over "
+        "seeds, also as .csv files). test and freeze take a checkpoint of either stage.",
+        choices=("train", "test", "freeze", "islands", "explore", "all", "runs"),
     )
     supervise: bool = setting(
         "run",

@@ -21,8 +21,8 @@ from agglomerator.data.augment import (
 )
 from agglomerator.data.crops import labelled_views, random_views
 from agglomerator.data.download import one_at_a_time
-from agglomerator.data.images import ImageFiles, OnDevice, as_it_is, n_workers
-from agglomerator.data.transforms import center_crop, denormalize, normalize
+from agglomerator.data.images import ImageFiles, OnDevice, as_it_is, n_workers, numbered
+from agglomerator.data.transforms import center_crop, denormalize, normalize, send
 from agglomerator.hierarchy.classes import hierarchy_of
 from agglomerator.util.errors import UserError
 from agglomerator.util.random import seeded_generator
@@ -31,9 +31,10 @@ from agglomerator.util.random import seeded_generator
 class ImageDataModule(LightningDataModule):
     """The data set of a run, in batches.
 
-    A batch is uint8 images (B, C, H, W) and labels (B,). `view` and `augmented_view` turn images
-    into the network's input, on the device where they are; `crop` makes them fit to look at. The
-    LightningModule calls these itself: `on_after_batch_transfer` does not know the index of the
+    A batch is uint8 images (B, C, H, W) and labels (B,); in a test, in place of labels, the indices
+    of the images in the data set, which `test_labels` takes. `view` and `augmented_view` turn
+    images into the network's input, on the device where they are; `crop` makes them fit to look at.
+    The LightningModule calls these itself: `on_after_batch_transfer` does not know the index of the
     batch, on which random draws depend, and validation in stage one needs both kinds of view.
 
     Args:
@@ -174,7 +175,12 @@ class ImageDataModule(LightningDataModule):
 
     def test_dataloader(self):
         in_order = self.settings.stage != "contrastive"
-        return self.in_order(self.test if in_order else self._mixed(self.test))
+        tested = Subset(numbered(self.test.dataset), self.test.indices)
+        return self.in_order(tested if in_order else self._mixed(tested))
+
+    def test_labels(self, rows):
+        """Labels (B,) of test images by their indices (B,), on the same device."""
+        return send(self.test.dataset.labels[rows.cpu()], rows.device)
 
     def _mixed(self, subset):
         """A subset in an order that the seed fixes. Folders list class by class, and the

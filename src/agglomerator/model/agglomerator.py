@@ -203,20 +203,20 @@ class Agglomerator(nn.Module):
         """
         keeps = [self.settings.levels] * (self.settings.n_iters if iters is None else iters)
         states = self._loop(images, keeps, None if levels is None else State.of(levels))
-        return torch.stack([state.whole(len(images)) for state in states])
+        return torch.stack([state.whole(images.shape[0]) for state in states])
 
     def forward(self, images):
         """images (B, n_channels, image_size, image_size) -> embedding (B, contr_dim), unit length,
         without computing levels that it does not depend on."""
         last = self.settings.denoise_iter % (self.settings.n_iters + 1)
         keeps = [min(self.settings.levels, last - t) for t in range(last)]
-        return self._embed(self._loop(images, keeps)[-1], len(images))
+        return self._embed(self._loop(images, keeps)[-1], images.shape[0])
 
     def with_levels(self, images):
         """The same embedding with every level computed, and the last state (B, n, K, d)."""
         states = self._loop(images, [self.settings.levels] * self.settings.n_iters)
-        embedding = self._embed(states[self.settings.denoise_iter], len(images))
-        return embedding, states[-1].whole(len(images))
+        embedding = self._embed(states[self.settings.denoise_iter], images.shape[0])
+        return embedding, states[-1].whole(images.shape[0])
 
     def _embed(self, state, n_images):
         top = state.top.expand(-1, n_images, -1).permute(1, 2, 0)  # (B, n, d)

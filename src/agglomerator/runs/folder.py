@@ -22,8 +22,10 @@ class RunFolder:
         record: what ran, by what and where, JSON.
         logs, metrics: folder of the loggers of a training, and its metrics as CSV.
         islands: folder of pictures.
+        video: islands of a moving picture, animations and JSON, without the ending of the name.
         frozen_record, test_record: figures of freeze and of a test, JSON.
         confusion: confusion matrix of a test, without the ending of the name.
+        predictions: the class and probability of each tested image, CSV.
         figure_kinds: endings of the files of a picture.
         figure_dpi: of pictures as PNG.
     """
@@ -37,9 +39,11 @@ class RunFolder:
         self.logs = self.path / "logs" / self.stage
         self.metrics = self.logs / "metrics.csv"
         self.islands = self.path / "islands"
+        self.video = self.islands / "video"
         self.frozen_record = self.path / "embedding.json"
         self.test_record = self.path / f"test_{self.stage}.json"
         self.confusion = self.path / f"confusion_{self.stage}"
+        self.predictions = self.path / f"predictions_{self.stage}.csv"
         self.figure_kinds, self.figure_dpi = settings.figure_kinds, settings.figure_dpi
 
     def features(self, split):
@@ -64,7 +68,8 @@ class RunFolder:
     def of_test(self):
         """All that a test leaves, its record first."""
         confusion = [self.confusion.with_suffix(f".{end}") for end in ("csv", *FIGURE_FORMATS)]
-        return [self.test_record, *confusion, *self.test_pictures(FIGURE_FORMATS)]
+        tables = self.test_record, self.predictions, *confusion
+        return [*tables, *self.test_pictures(FIGURE_FORMATS)]
 
     def of_freeze(self):
         """All that freeze leaves, its record first."""

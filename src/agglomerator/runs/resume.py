@@ -185,10 +185,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class MetricsWriter(ExperimentWriter):
-    """Writes metrics.csv, and never loses the rows that are there."""
+    """Writes metrics.csv, and never loses the rows that are there.
+
+    Columns of every row: `epoch`, from 0; `step`, of the optimizer, from 0. About every tenth step
+    has a row with `train_loss_step`, `learning_rate`, `images/s` (trained in a second, over the
+    epoch so far), and with --agreement `train_agreement_step`. Every epoch has one row, that of its
+    last step, with all figures of the epoch: `train_loss_epoch`, `train_acc` (stage two),
+    `train_agreement_epoch`; where it was validated `val_loss`, `val_acc` and of each level k
+    `val_islands_{cosine,number,size,inside}_k` as in `islands/scores.py`; the weights of the
+    contributions `wl`, `wBU`, `wTD`, `wA`. Figures that a row does not have are empty.
+    """
 
     def __init__(self, log_dir):
         super().__init__(log_dir)
+        self.last, self.begins = None, 0  # row of the file, and where it begins
         self.path = Path(self.metrics_file_path)
         if self.path.is_file():
             with self.path.open(newline="", encoding="utf-8") as file:
@@ -202,11 +212,36 @@ class MetricsWriter(ExperimentWriter):
             rows = list(csv.DictReader(file))
         write_rows(self.path, names, rows)
 
+    def log_metrics(self, metrics, step=None):
+        """Take in figures. Lightning logs those of an epoch in two parts, which become one row."""
+        super().log_metrics(metrics, step)
+        *others, row = self.metrics
+        before = others[-1] if others else self.last
+        if before is not None and _is_same_moment(before, row):
+            self.metrics = [*others[:-1], before | row]
+            if not others:
+                with self.path.open("r+b") as file:
+                    file.truncate(self.begins)
+                self.last = None
+
     def save(self):
         try:
-            super().save()
+            if self.metrics:
+                last = self.metrics[-1]
+                super().save()
+                line = io.StringIO()
+                csv.DictWriter(line, self.metrics_keys).writerow(last)
+                self.last = last
+                self.begins = self.path.stat().st_size - len(line.getvalue().encode())
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from None
+
+
+def _is_same_moment(row, other):
+    """Whether two rows hold different figures of one step of one epoch."""
+    when = "epoch", "step"
+    same = all(name in row and row[name] == other.get(name) for name in when)
+    return same and not (row.keys() & other.keys()) - set(when)
 
 
 class MetricsLogger(CSVLogger):

@@ -1,4 +1,5 @@
-"""The metrics of a run, which add up over batches: losses, accuracies, class means, islands."""
+"""The metrics of a run, which add up over batches: losses, accuracies, class means, islands,
+the class of each image."""
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,41 @@ class ClassMeans(Metric):
     def compute(self):
         """Return (n_classes, width), rows of unit length, or 0 for a class without images."""
         return F.normalize(self.sums, dim=-1)
+
+
+class Predictions(Metric):
+    """The most probable class of each image, in data-set order, whatever the order of the batches.
+
+    Args:
+        n_images: of the data set. Each comes once, or not at all.
+
+    Example:
+        >>> import torch
+        >>> predictions = Predictions(9)
+        >>> predictions.update(torch.tensor([7, 3]), torch.tensor([[0.25, 0.75], [1.0, 0.0]]))
+        >>> predictions.compute()
+        (tensor([3, 7]), tensor([0, 1]), tensor([1.0000, 0.7500]))
+    """
+
+    full_state_update = False
+
+    def __init__(self, n_images):
+        super().__init__()
+        self.add_state("probability", torch.zeros(n_images), dist_reduce_fx="sum")
+        zeros = torch.zeros(n_images, dtype=torch.int64)
+        self.add_state("predicted", zeros, dist_reduce_fx="sum")
+        self.add_state("came", zeros.clone(), dist_reduce_fx="sum")
+
+    def update(self, rows, probabilities):
+        """Take in probabilities (B, n_classes) of images with indices (B,) in the data set."""
+        self.probability[rows], self.predicted[rows] = probabilities.float().max(1)
+        self.came[rows] = 1
+
+    def compute(self):
+        """Indices of the images that came, their classes and probabilities, each (N,), on the
+        CPU."""
+        rows = self.came.cpu().nonzero()[:, 0]
+        return rows, self.predicted.cpu()[rows], self.probability.cpu()[rows]
 
 
 class RunMetrics(nn.Module):

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from agglomerator.data.composites import compose
 from agglomerator.training.agreement import agreement_loss
 from agglomerator.training.losses import supervised_contrastive_loss
-from agglomerator.training.metrics import RunMetrics
+from agglomerator.training.metrics import Predictions, RunMetrics
 from agglomerator.training.optim import Muon
 from agglomerator.training.pairs import unit_maps
 from agglomerator.training.pieces import composite_loss, island_loss
@@ -205,6 +205,12 @@ class LitAgglomerator(LightningModule):
             return cosines.masked_fill(~means.any(1), -torch.inf)  # a class without images
         return self.model.classification_head_from_contr(embedding)
 
+    def probabilities(self, logits):
+        """Probabilities of the classes (B, n_classes). Cosines to the class means become some as
+        the contrastive loss makes them of cosines, by its temperature."""
+        temperature = self.settings.temperature if self.by_class_means else 1
+        return (upcast(logits) / temperature).softmax(1)
+
     def on_train_start(self):
         """Check the resumed optimizer: with too small a state it would write beyond its memory."""
         self.first_step = self.global_step
@@ -275,9 +281,16 @@ class LitAgglomerator(LightningModule):
             named = {f"val_islands_{name}_{level}": score for name, score in scores.items()}
             self.log_dict(named)
 
+    def on_test_start(self):
+        images = len(self.data.test.dataset)
+        self.metrics.predictions = Predictions(images).to(self.device)
+
     def test_step(self, batch, batch_idx):
+        images, rows = batch
+        batch = images, self.data.test_labels(rows)
         loss, logits, levels = self._evaluate(batch, batch_idx, self.settings.test_time_flip)
         metrics = self.metrics
+        metrics.predictions.update(rows, self.probabilities(logits))
         metrics.islands.update_states(levels, **self.settings.found_by)
         metrics.position.update(levels)
         metrics.confusion(logits, batch[1])

@@ -33,6 +33,21 @@ def say(text, stream=None, every_process=False):
         os.close(nowhere)
 
 
+def aligned(table):
+    """Lines of a table, a list of rows of texts: the first column to the left, others to the right.
+
+    Example:
+        >>> aligned([["", "error"], ["digits", "0.6 %"]])
+        ['        error', 'digits  0.6 %']
+    """
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for first, *others in table:
+        cells = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return lines
+
+
 def escaped(text, encoding="utf-8"):
     """The text with codes for what an encoding lacks. UTF-8 lacks only the bytes of file names that
     are not text."""

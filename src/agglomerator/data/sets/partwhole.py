@@ -281,19 +281,23 @@ def _arrange(uniform, label, difficulty, objects):
     return sprites, maps, numbers
 
 
-def _distances(uniform, sprites, maps, image_size):
+def _vary(uniform, sprites):
+    """Shift and scale each shape a little, in its own way: centres (L, 2) and scales (L,)."""
+    centres = np.concatenate([sprite.centres for sprite in sprites])
+    shapes = len(centres)
+    centres = centres + uniform(shapes, 2, low=-0.03, high=0.03)
+    return centres, uniform(shapes, low=0.92, high=1.08)
+
+
+def _distances(sprites, maps, centres, scale, image_size):
     """Signed distances (L, S, S), in pixels, of every pixel's centre to every shape's edge.
 
-    They are negative inside. Each shape is first shifted and scaled a little, in its own way.
+    They are negative inside. The shapes have centres (L, 2) and scales (L,).
     """
     counts = np.concatenate([sprite.counts for sprite in sprites])
     kinds = np.concatenate([sprite.kinds for sprite in sprites])
     normals = np.concatenate([sprite.forms for sprite in sprites])
-    centres = np.concatenate([sprite.centres for sprite in sprites])
-    shapes = len(counts)
     maps = np.repeat(maps, [len(sprite.counts) for sprite in sprites], axis=0)
-    centres = centres + uniform(shapes, 2, low=-0.03, high=0.03)
-    scale = uniform(shapes, low=0.92, high=1.08)
     # From here on one column per form: its value at pixel (x, y) is a x + b y + c.
     a, b, c, d, e, f = (maps / scale[:, None]).repeat(counts, axis=0).T
     centre_x, centre_y = (centres / scale[:, None]).repeat(counts, axis=0).T
@@ -313,7 +317,7 @@ def _distances(uniform, sprites, maps, image_size):
     def field(form):
         return forms_x[form, None, :] + forms_y[form, :, None]
 
-    distances = np.empty((shapes, image_size, image_size), np.float32)
+    distances = np.empty((len(counts), image_size, image_size), np.float32)
     polygon = side[np.cumsum(counts) - 1]
     starts = np.cumsum(counts[polygon]) - counts[polygon]
     distances[polygon] = np.maximum.reduceat(field(side), starts, axis=0)
@@ -416,40 +420,71 @@ def draw_scene(seed, index, image_size=32, difficulty=1, objects=1):
     Raises:
         ValueError: an argument is out of range.
     """
-    _check("seed", seed, 0, 2**63 - 1)
-    _check("index", index, 0, 2**32 - 1)
-    _check("image_size", image_size, 28, 128)
-    _check("difficulty", difficulty, 0, len(_DIFFICULTIES) - 1)
-    _check("objects", objects, 1, 9)
-    setting = _DIFFICULTIES[difficulty]
-    label = int(index % len(CLASSES))
-    uniform = _Uniform(int(seed), int(index))
+    scene = Layout(seed, index, image_size, difficulty, objects)
+    image, top = scene.draw()
+    (parts,), (objects,), names = scene.number(top[None])
+    return Scene(image, scene.label, parts, objects, names)
 
-    sprites, maps, numbers = _arrange(uniform, label, setting, objects)
-    distances = _distances(uniform, sprites, maps, image_size)
-    ground, colours = _colours(uniform, sprites, numbers)
-    slope_x, slope_y = uniform(2, low=-0.2, high=0.2)
-    pixels = (np.arange(image_size) + 0.5) / image_size - 0.5
-    light = 1 + (slope_x * pixels + (slope_y * pixels)[:, None])
-    background = _background(uniform, *ground, setting.texture, image_size)
-    image = _compose(distances, colours, background, light)
 
-    layers = np.arange(1, len(distances) + 1, dtype=np.uint8)
-    top = np.where(distances < 0, layers[:, None, None], np.uint8(0)).max(axis=0)
-    object_of = np.repeat(numbers, [len(sprite.names) for sprite in sprites])
-    seen = np.bincount(top.ravel(), minlength=len(layers) + 1)[1:] > 0
-    is_part = seen & (object_of > 0)
-    part_of = np.cumsum(is_part) * is_part
-    seen_objects = np.unique(object_of[is_part])
-    object_of = (np.searchsorted(seen_objects, object_of) + 1) * is_part
-    names = [name for sprite in sprites for name in sprite.names]
-    return Scene(
-        image=image,
-        label=label,
-        parts=np.append(0, part_of).astype(np.uint8)[top],
-        objects=np.append(0, object_of).astype(np.uint8)[top],
-        part_names=tuple(names[i] for i in np.flatnonzero(is_part)),
-    )
+class Layout:
+    """What makes up a scene, before it is drawn. The arguments are those of `draw_scene`.
+
+    Attributes:
+        label: index in CLASSES.
+        uniform: the random numbers that the scene has left over.
+        maps: (n, 6), for each sprite, back to front, the map from image to object coordinates.
+        numbers: (n,) of objects; 0 for clutter and what lies in front.
+        names: of the L shapes, back to front.
+        object_of: (L,) number of the object that each shape belongs to.
+        centres: (L, 2) of the shapes, in object coordinates.
+    """
+
+    def __init__(self, seed, index, image_size, difficulty, objects):
+        _check("seed", seed, 0, 2**63 - 1)
+        _check("index", index, 0, 2**32 - 1)
+        _check("image_size", image_size, 28, 128)
+        _check("difficulty", difficulty, 0, len(_DIFFICULTIES) - 1)
+        _check("objects", objects, 1, 9)
+        setting = _DIFFICULTIES[difficulty]
+        self.label, self.image_size = int(index % len(CLASSES)), image_size
+        self.uniform = uniform = _Uniform(int(seed), int(index))
+        self.sprites, self.maps, self.numbers = _arrange(uniform, self.label, setting, objects)
+        self.names = [name for sprite in self.sprites for name in sprite.names]
+        shapes = [len(sprite.names) for sprite in self.sprites]
+        self.object_of = np.repeat(self.numbers, shapes)
+        self.centres, self.scale = _vary(uniform, self.sprites)
+        ground, self.colours = _colours(uniform, self.sprites, self.numbers)
+        slope_x, slope_y = uniform(2, low=-0.2, high=0.2)
+        pixels = (np.arange(image_size) + 0.5) / image_size - 0.5
+        self.light = 1 + (slope_x * pixels + (slope_y * pixels)[:, None])
+        self.background = _background(uniform, *ground, setting.texture, image_size)
+
+    def draw(self, maps=None, centres=None):
+        """The image (3, S, S) uint8, and the topmost shape at each pixel, (S, S) uint8, from 1; 0
+        where there is none. `maps` and `centres` take the place of its own."""
+        maps = self.maps if maps is None else maps
+        centres = self.centres if centres is None else centres
+        distances = _distances(self.sprites, maps, centres, self.scale, self.image_size)
+        layers = np.arange(1, len(distances) + 1, dtype=np.uint8)
+        top = np.where(distances < 0, layers[:, None, None], np.uint8(0)).max(axis=0)
+        return _compose(distances, self.colours, self.background, self.light), top
+
+    def number(self, tops):
+        """Number the visible parts and objects of frames, from 1 on, the same in all of them.
+
+        Args:
+            tops: (F, S, S), from `draw`.
+
+        Returns:
+            (parts, objects, part_names): masks (F, S, S) uint8, and the name of part i at i - 1.
+        """
+        seen = np.bincount(tops.ravel(), minlength=len(self.names) + 1)[1:] > 0
+        is_part = seen & (self.object_of > 0)
+        part_of = np.cumsum(is_part) * is_part
+        seen_objects = np.unique(self.object_of[is_part])
+        object_of = (np.searchsorted(seen_objects, self.object_of) + 1) * is_part
+        masks = (np.append(0, of).astype(np.uint8)[tops] for of in (part_of, object_of))
+        return *masks, tuple(self.names[i] for i in np.flatnonzero(is_part))
 
 
 class PartWhole(Dataset):

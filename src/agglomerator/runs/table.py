@@ -1,0 +1,214 @@
+"""All runs of an output folder side by side, from the files that they wrote."""
+
+import csv
+import io
+import json
+import math
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean, stdev
+
+from agglomerator.config import FIELDS
+from agglomerator.runs.folder import PREFIXES
+from agglomerator.util.terminal import say
+
+GROUPS = "data", "model", "training"  # of settings, that decide what a training makes
+NO_MATTER = {"dataset", "data_dir", "n_classes", "num_workers", "checkpoint_every", "recompute"}
+COMPARED = [
+    name
+    for name, option in FIELDS.items()
+    if (option.metadata["group"] in GROUPS and name not in NO_MATTER) or name == "precision"
+]
+NAMES = "run", "stage", "dataset", "seed"
+FIGURES = "val_acc", "val_loss", "test_error", "test_loss"
+
+
+def runs_of(folder):
+    """Collect what the runs below an output folder wrote. Earlier results that a run has put aside
+    do not count. A line names files that cannot be read.
+
+    Args:
+        folder: path of the output folder.
+
+    Returns:
+        (rows, differing): a dictionary for each stage of each run, and the names of the columns of
+        settings that differ among them. The columns are `run` (path of its folder), `stage`,
+        `dataset`, `seed`; the differing settings, those of stage two, where they differ apart from
+        stage one, as `supervised.learning_rate`; `from`, the checkpoint, if stage one is of another
+        folder; `outcome`; `epochs`; `minutes`; `val_acc` and `val_loss` of the epoch with the best
+        val_acc; `test_images`, `test_error` and `test_loss`; and the scores of islands against
+        masks, as `parts_ari_0` for level 0. None where a run has no such figure. The test of a
+        network from elsewhere has a row of its own, with its checkpoint as `from`.
+    """
+    places = {path.parent for path in Path(folder).rglob("*run.json")}
+    places |= {path.parent for path in Path(folder).rglob("test_*.json")}
+    runs = [_Run(place, folder) for place in sorted(places)]
+    runs = [run for run in runs if "earlier" not in Path(run.name).parts]
+    differing = _differing(runs)
+    rows = [row for run in runs for row in run.rows(differing)]
+    return rows, [name for name in (*differing, "from") if any(row.get(name) for row in rows)]
+
+
+class _Run:
+    """What lies in the folder of a run."""
+
+    def __init__(self, place, root):
+        self.place, self.name = place, str(place.relative_to(root))
+        self.parts, self.tests = {}, {}
+        for stage, prefix in PREFIXES.items():
+            parts = _read(place / f"{prefix}run.json", list)
+            self.parts |= {stage: parts} if parts else {}
+            test = _read(place / f"test_{stage}.json", dict)
+            self.tests |= {stage: test} if test else {}
+
+    def flags(self, stage):
+        """Settings of a stage; those that are newer than the run had their defaults."""
+        flags = self.parts[stage][-1]["flags"]
+        return {name: flags.get(name, FIELDS[name].default) for name in (*FIELDS,)}
+
+    def rows(self, differing):
+        values = {
+            column: self.flags(stage)[name]
+            for column, (stage, name) in differing.items()
+            if stage in self.parts
+        }
+        found = []
+        for stage in PREFIXES:
+            test, row = self.tests.get(stage, {}), {"run": self.name, "stage": stage}
+            own = not test or self._trained(test)
+            if stage in self.parts:
+                row |= self._training(stage) | values
+                found.append(row | (_figures(test) if test and own else {}))
+            if test and (stage not in self.parts or not own):
+                settings = test.get("settings", {})
+                where = {"dataset": test.get("dataset"), "seed": settings.get("seed")}
+                row = {"run": self.name, "stage": stage} | where
+                found.append(row | {"from": test.get("checkpoint")} | _figures(test))
+        return found
+
+    def _trained(self, test):
+        """Whether a test is of a checkpoint of this folder."""
+        parts = Path(str(test.get("checkpoint"))).parts
+        return parts[-2:-1] == ("checkpoints",) and parts[-3:-2] == (self.place.name,)
+
+    def _training(self, stage):
+        parts, flags = self.parts[stage], self.flags(stage)
+        elsewhere = stage != "contrastive" and "contrastive" not in self.parts
+        return {
+            "dataset": flags["dataset"],
+            "seed": flags["seed"],
+            "from": flags["load_checkpoint_dir"] if elsewhere else None,
+            "outcome": parts[-1].get("outcome") or "no end: killed, or at work",
+            "minutes": _minutes(parts),
+        } | _best_epoch(self.place / "logs" / stage / "metrics.csv")
+
+
+def _read(path, kind):
+    """The content of a JSON file; None, and a line, if it cannot be read."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    parts = content if kind is list and isinstance(content, list) else []
+    flagged = all(isinstance(part, dict) and isinstance(part.get("flags"), dict) for part in parts)
+    if not isinstance(content, kind) or not flagged:
+        say(f"{path}: cannot be read; left out.")
+        return None
+    return content
+
+
+def _minutes(parts):
+    """Minutes of all parts of a training; None if one of them does not tell its end."""
+    try:
+        spans = [
+            datetime.fromisoformat(part["ended"]) - datetime.fromisoformat(part["started"])
+            for part in parts
+        ]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return round(sum(span.total_seconds() for span in spans) / 60, 2)
+
+
+def _best_epoch(path):
+    """Epochs done, and the validation of the best one, from a metrics.csv."""
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8", errors="replace")
+    whole = io.StringIO(text[: text.rfind("\n") + 1])  # a run at work may be writing the last line
+    rows = [row for row in csv.DictReader(whole) if row.get("train_loss_epoch")]
+    validated = [row for row in rows if row.get("val_acc")]
+    found = {"epochs": len(rows)}
+    if validated:
+        best = max(validated, key=lambda row: float(row["val_acc"]))
+        found |= {name: float(best[name]) for name in ("val_acc", "val_loss") if best.get(name)}
+    return found
+
+
+def _figures(test):
+    """The figures of a test."""
+    found = {"test_images": test.get("images")}
+    found |= {f"test_{name}": test.get(name) for name in ("error", "loss")}
+    for row in test.get("islands", {}).get("rows", ()):
+        of, _, level = row["of"].partition(" ")
+        if of == "level" and level.isdigit():
+            scores = {k: v for k, v in row.items() if k.startswith(("parts_", "objects_"))}
+            found |= {f"{name}_{level}": value for name, value in scores.items()}
+    return found
+
+
+def _differing(runs):
+    """Columns of settings that differ among the runs of a stage: name -> (stage, setting)."""
+    columns, seen = {}, {}
+    for stage in PREFIXES:
+        having = [run for run in runs if stage in run.parts]
+        for name in COMPARED:
+            values = {run.name: json.dumps(run.flags(stage)[name]) for run in having}
+            if len(set(values.values())) < 2:
+                continue
+            known = seen.get(name, {})
+            if any(known.get(run) != value for run, value in values.items()):
+                column = name if stage == "contrastive" else f"{stage}.{name}"
+                columns[column] = stage, name
+                seen[name] = known | values
+    return columns
+
+
+def over_seeds(rows, differing):
+    """Means and spreads of the figures of trainings that differ in their seed alone.
+
+    Args:
+        rows, differing: from `runs_of`. Only finished trainings count.
+
+    Returns:
+        A list of dictionaries: `stage`, `dataset`, the differing settings, `test_images`, `seeds`,
+        a text with all of them, `n`; of each figure the mean by its name and `<figure>_std`, the
+        sample standard deviation, None of a single run.
+    """
+    groups = {}
+    kept = [row for row in rows if row.get("outcome") == "finished"]
+    names = "stage", "dataset", *differing, "test_images"
+    for row in kept:
+        groups.setdefault(json.dumps([row.get(name) for name in names]), []).append(row)
+    found = []
+    for group in groups.values():
+        row = {name: group[0].get(name) for name in names}
+        row |= {"seeds": " ".join(str(each["seed"]) for each in group), "n": len(group)}
+        for name in figures_of(group):
+            values = [each[name] for each in group if _is_number(each.get(name))]
+            row[name] = fmean(values) if values else None
+            row[f"{name}_std"] = stdev(values) if len(values) > 1 else None
+        found.append(row)
+    return found
+
+
+def figures_of(rows):
+    """Names of the columns of rows that are figures of results."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    scores = [name for name in names if name.startswith(("parts_", "objects_"))]
+    return ["minutes", *(name for name in FIGURES if name in names), *scores]
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and math.isfinite(value)

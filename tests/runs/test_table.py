@@ -1,0 +1,153 @@
+import csv
+import json
+from datetime import datetime
+
+import numpy as np
+import pytest
+from conftest import run_main, small_run
+
+from agglomerator.runs.resume import MetricsWriter
+from agglomerator.runs.table import over_seeds, runs_of
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    """Two runs of both stages that differ in their seed, and one of stage one with another rate."""
+    folder = tmp_path_factory.mktemp("runs")
+    few = "--max_epochs=2", "--limit_train=4", "--limit_val=1", "--limit_test=2"
+    for seed in (1, 2):
+        small_run(folder, "--mode=all", f"--seed={seed}", f"--exp_name=a/seed{seed}", *few)
+    small_run(folder, "--seed=1", "--exp_name=fast", "--learning_rate=0.01", *few)
+    return folder
+
+
+def test_runs_side_by_side(output):
+    said = run_main("--mode=runs", f"--output_dir={output}").stdout
+    rows = {(row["run"], row["stage"]): row for row in read(output / "runs.csv")}
+    assert list(rows) == [
+        ("a/seed1", "contrastive"),
+        ("a/seed1", "supervised"),
+        ("a/seed2", "contrastive"),
+        ("a/seed2", "supervised"),
+        ("fast", "contrastive"),
+    ]
+    assert "Means over seeds" in said and "a/seed2" in said
+    differing = {"learning_rate"}
+    for (run, stage), row in rows.items():
+        prefix = {"contrastive": "", "supervised": "supervised_"}[stage]
+        (part,) = json.loads((output / run / f"{prefix}run.json").read_text())
+        spent = datetime.fromisoformat(part["ended"]) - datetime.fromisoformat(part["started"])
+        assert float(row["minutes"]) == pytest.approx(spent.total_seconds() / 60, abs=0.01)
+        assert row["dataset"] == "digits" and row["seed"] == str(part["seed"])
+        assert row["outcome"] == "finished" and row["epochs"] == "2"
+        assert {name: row[name] for name in differing} == {"learning_rate": f"{rate(run)}"}
+        epochs = read(output / run / "logs" / stage / "metrics.csv")
+        best = max(float(epoch["val_acc"]) for epoch in epochs if epoch["val_acc"])
+        assert float(row["val_acc"]) == best
+        if stage == "supervised":
+            test = json.loads((output / run / "test_supervised.json").read_text())
+            assert float(row["test_error"]) == test["error"] and row["test_images"] == "64"
+        else:
+            assert row["test_error"] == ""
+
+    means = read(output / "runs_over_seeds.csv")
+    assert [(row["stage"], row["learning_rate"], row["seeds"]) for row in means] == [
+        ("contrastive", "0.005", "1 2"),
+        ("supervised", "0.005", "1 2"),
+        ("contrastive", "0.01", "1"),
+    ]
+    errors = [float(rows[f"a/seed{seed}", "supervised"]["test_error"]) for seed in (1, 2)]
+    assert float(means[1]["test_error"]) == pytest.approx(np.mean(errors))
+    assert float(means[1]["test_error_std"]) == pytest.approx(np.std(errors, ddof=1))
+    assert means[2]["n"] == "1" and means[2]["val_acc_std"] == ""
+
+
+def rate(run):
+    return 0.01 if run == "fast" else 0.005
+
+
+def test_a_row_for_every_epoch(output):
+    for stage in ("contrastive", "supervised"):
+        rows = read(output / "a" / "seed1" / "logs" / stage / "metrics.csv")
+        of_epochs = [row for row in rows if row["train_loss_epoch"]]
+        assert [row["epoch"] for row in of_epochs] == ["0", "1"]
+        for row in rows:
+            figures = row["train_loss_epoch"], row["val_loss"], row["val_acc"], row["wl"]
+            assert all(figures) or not any(figures)
+
+
+def test_rows_of_one_moment_become_one_and_others_stay(tmp_path):
+    writer = MetricsWriter(str(tmp_path))
+    for metrics, step in (
+        ({"epoch": 0, "a": 1.0}, 9), ({"epoch": 0, "v": 2.0}, 11), ({"epoch": 0, "t": 3.0}, 11),
+        ({"epoch": 1, "a": 4.0}, 11), ({"epoch": 1, "a": 5.0}, 11), ({"epoch": 1, "ü": 6.0}, 11),
+        ({"epoch": 1, "t": 7.0}, 11), ({"epoch": 2, "a": 8.0}, 12),
+    ):  # fmt: skip
+        writer.log_metrics(metrics, step)
+        writer.save()
+    found = [
+        {name: value for name, value in row.items() if value}
+        for row in read(tmp_path / "metrics.csv")
+    ]
+    assert found == [
+        {"epoch": "0", "step": "9", "a": "1.0"},
+        {"epoch": "0", "step": "11", "v": "2.0", "t": "3.0"},
+        {"epoch": "1", "step": "11", "a": "4.0"},
+        {"epoch": "1", "step": "11", "a": "5.0", "ü": "6.0", "t": "7.0"},
+        {"epoch": "2", "step": "12", "a": "8.0"},
+    ]
+
+
+def test_what_is_broken_or_strange_is_told_and_left_out(tmp_path, capsys):
+    place = tmp_path / "one"
+    place.mkdir()
+    (place / "run.json").write_text("{")
+    (place / "test_supervised.json").write_text(
+        json.dumps({"dataset": "digits", "checkpoint": "pretrained:X", "error": 0.1, "images": 9})
+    )
+    rows, differing = runs_of(tmp_path)
+    assert f"{place / 'run.json'}: cannot be read; left out." in capsys.readouterr().out
+    assert [(row["run"], row["from"], row["test_error"]) for row in rows] == [
+        ("one", "pretrained:X", 0.1)
+    ]
+    assert over_seeds(rows, differing) == []
+    said = run_main("--mode=runs", f"--output_dir={tmp_path / 'none'}", ok=False).stderr
+    assert said.startswith(f"error: --output_dir={tmp_path / 'none'}: there is no run in it")
+
+
+def part(seed, **flags):
+    when = {"started": "2026-01-01T10:00:00+00:00", "ended": "2026-01-01T10:30:00+00:00"}
+    flags = {"dataset": "digits", "seed": seed, "load_checkpoint_dir": None} | flags
+    return when | {"outcome": "finished", "flags": flags}
+
+
+def test_runs_whose_first_stages_differ_are_not_taken_together(tmp_path):
+    """Stage two of both has the same settings, but not the network that it begins from."""
+    for seed, levels in ((1, 0.1), (2, 0.1), (3, 0.2)):
+        place = tmp_path / str(seed)
+        place.mkdir()
+        (place / "run.json").write_text(json.dumps([part(seed, temperature=levels)]))
+        two = [part(seed, learning_rate=0.3), part(seed, learning_rate=0.3)]
+        two[0]["outcome"] = "stopped by SIGTERM"
+        (place / "supervised_run.json").write_text(json.dumps(two))
+    killed = tmp_path / "4"
+    killed.mkdir()
+    (killed / "run.json").write_text(json.dumps([part(4) | {"ended": None, "outcome": None}]))
+    rows, differing = runs_of(tmp_path)
+    assert differing == ["temperature"]
+    assert [row["minutes"] for row in rows] == [30, 60, 30, 60, 30, 60, None]
+    assert rows[-1]["outcome"].startswith("no end")
+    seeds = {
+        (row["stage"], row["temperature"]): row["seeds"] for row in over_seeds(rows, differing)
+    }
+    assert seeds == {
+        ("contrastive", 0.1): "1 2",
+        ("supervised", 0.1): "1 2",
+        ("contrastive", 0.2): "3",
+        ("supervised", 0.2): "3",
+    }
