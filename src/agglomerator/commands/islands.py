@@ -78,6 +78,7 @@ def _of_test(data, numbers=None):
         data: of the run.
         numbers: of the images in the test set. None for the first of some classes.
     """
+    data.check_test()
     dataset, whole = data.test.dataset, data.whole("test")
     if numbers is None:
         rows = sample_rows(data.test, len(data.classes))
