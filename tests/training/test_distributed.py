@@ -226,20 +226,29 @@ def test_death_of_one_process_ends_the_other(tmp_path, victim):
     assert "Traceback" not in stderr
 
 
-def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(tmp_path):
-    flags = dict(max_epochs=2, lr_speed=2, limit_val=2, iters=1, batch_size=8)
+OPTIONS = {
+    "published": dict(iters=1),
+    "masked": dict(iters=1, pretraining="masked", level_cosine=0.1),
+    "agreement": dict(consensus="agreement_repel", head="dissimilarity"),
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS)
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(tmp_path, option):
+    flags = dict(max_epochs=2, lr_speed=2, limit_val=2, batch_size=8) | option
+    stage, prefix = ("masked", "masked_") if "pretraining" in option else ("contrastive", "")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     with launch(whole, *BY_ITSELF, **flags) as run:
         stderr = run.communicate(timeout=100)[1]
     assert run.returncode == 0, stderr
-    last = parts / "two" / "checkpoints" / "last.ckpt"
+    last = parts / "two" / "checkpoints" / f"{prefix}last.ckpt"
     with launch(parts, *BY_ITSELF, checkpoint_every=0, **flags) as run:
         wait_until(last.is_file, run)
         run.send_signal(signal.SIGTERM)
         stdout, stderr = run.communicate(timeout=60)
     assert run.returncode == 128 + signal.SIGTERM and not stderr
     assert stdout.count("Stopped by SIGTERM. Go on by: ") == stdout.count("Stopped") == 1
-    assert steps_done(parts / "two")[1]  # in the middle of an epoch
+    assert steps_done(parts / "two", prefix)[1]  # in the middle of an epoch
     with launch(parts, *BY_ITSELF, resume_training=True, **flags) as run:
         stderr = run.communicate(timeout=100)[1]
     assert run.returncode == 0, stderr
@@ -248,9 +257,9 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(tmp_path):
             stdout, stderr = run.communicate(timeout=100)
         assert run.returncode == 0, stderr
         assert [line.split(": ")[0] for line in stdout.splitlines()] == ["It is done", "Next"]
-    assert rows(parts / "two", "contrastive") == rows(whole / "two", "contrastive")
+    assert rows(parts / "two", stage) == rows(whole / "two", stage)
     for name in ("best", "last"):
-        path = f"two/checkpoints/{name}.ckpt"
+        path = f"two/checkpoints/{prefix}{name}.ckpt"
         assert same_weights(parts / path, whole / path)
 
 

@@ -166,7 +166,7 @@ def record_of(module, checkpoint, loss):
         loss: mean over the images.
     """
     settings, metrics, data = module.settings, module.metrics, module.data
-    confusion = metrics.confusion.compute().cpu().numpy()
+    confusion = np.atleast_2d(metrics.confusion.compute().cpu().numpy())  # of a class a number
     counts, correct = confusion.sum(1), confusion.diagonal()
     record = {
         "dataset": settings.dataset,
@@ -178,7 +178,7 @@ def record_of(module, checkpoint, loss):
         "loss": loss,
     }
     if len(data.classes) < 2:
-        return record
+        return record | {"classified_by": None}
     top1 = float(correct.sum() / counts.sum())
     shares = np.divide(correct, counts, out=np.full(len(counts), np.nan), where=counts > 0)
     record |= {"top1": top1, "error": 1 - top1}
@@ -223,7 +223,7 @@ _FIT = {"ari": ("ARI", ".3f"), "iou": ("IoU", ".3f")}
 ISLAND_COLUMNS = {  # group of columns -> key of a score -> title and format
     "islands": {
         "cosine": ("cosine", ".3f"),
-        "variation": ("TV", ".3f"),
+        "total_variation": ("TV", ".3f"),
         "number": ("number", ".1f"),
         "size": ("columns", ".1f"),
         "inside": ("inside", ".1%"),

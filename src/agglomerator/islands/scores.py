@@ -17,7 +17,7 @@ from agglomerator.islands.segments import (
     total_variation,
 )
 
-COLUMN_SCORES = "cosine", "variation", "number", "inside"
+COLUMN_SCORES = "cosine", "total_variation", "number", "inside"
 MASK_SCORES = tuple(f"{mask}_{score}" for mask in MASKS for score in ("ari", "iou"))
 CLUSTER_SCORES = tuple(f"clustered_{score}" for score in MASK_SCORES)
 SCORES = *COLUMN_SCORES, *MASK_SCORES, *CLUSTER_SCORES
@@ -102,8 +102,8 @@ def score_states(states, threshold, masks=None, told=False, loss=None):
         told: score also the clusters of the vectors, as many as each mask has values (`cluster`).
 
     Returns:
-        A dictionary of (B, K) tensors on the CPU: `cosine`, mean cosine of neighbours; `variation`,
-        `total_variation` of the directions; `number` of islands; `inside`, share of columns in
+        A dictionary of (B, K) tensors on the CPU: `cosine`, mean cosine of neighbours;
+        `total_variation` of directions; `number` of islands; `inside`, share of columns in
         islands of two or more; with masks `parts_ari`, `parts_iou`, `objects_ari`, `objects_iou`;
         if told also `clustered_parts_ari`, ... NaN where an image has no such score.
 
@@ -117,7 +117,7 @@ def score_states(states, threshold, masks=None, told=False, loss=None):
     """
     cosines = neighbour_cosines(states)
     labels = segment(states, threshold, loss)
-    scores = {"cosine": mean_cosine(*cosines), "variation": total_variation(states)}
+    scores = {"cosine": mean_cosine(*cosines), "total_variation": total_variation(states)}
     scores = {name: score.cpu() for name, score in scores.items()} | score_labels(labels, masks)
     if told and masks:
         numbers = [numbers_of_segments(mask) for mask in masks.values()]

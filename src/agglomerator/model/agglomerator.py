@@ -134,10 +134,8 @@ class Agglomerator(nn.Module):
         self.mixing_names, most = tuple(names), len(names)
         for name in names:
             setattr(self, name, nn.Parameter(torch.tensor(1 / most)))
-        received = torch.tensor([float(most)] * (s.levels - 1) + [most - 1.0]).view(
-            -1, 1, 1, 1
-        )  # c
-        self.register_buffer("received", received, persistent=False)
+        received = torch.tensor([float(most)] * (s.levels - 1) + [most - 1.0])  # c
+        self.register_buffer("received", received.view(-1, 1, 1, 1), persistent=False)
         self.contrastive_head = contrastive_head(s)
         self.classification_head_from_contr = classifier(s)
         self.masked = MaskedPatches(s) if s.pretraining == "masked" else None

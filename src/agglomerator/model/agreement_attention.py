@@ -43,11 +43,12 @@ class AgreementAttention(nn.Module):
 
     def plain(self, level, number):
         """The equation: a level (d, B, n), which is the so manieth -> (d, B, n)."""
-        value = level.transpose(0, 1)  # (B, d, n)
+        value, n = level.transpose(0, 1), level.shape[-1]  # (B, d, n)
         unit = F.normalize(value, dim=1)
         cosine, threshold = unit.mT @ unit, THRESHOLDS[min(number, 1)]  # (B, n, n)
-        like = cosine.masked_fill((cosine < threshold) | self.too_far, -math.inf).softmax(-1)
-        unlike = cosine.masked_fill((cosine >= threshold) | self.too_far, 0) / level.shape[-1]
+        too_far = (distances(math.isqrt(n)) > RADIUS).to(level.device)
+        like = cosine.masked_fill((cosine < threshold) | too_far, -math.inf).softmax(-1)
+        unlike = cosine.masked_fill((cosine >= threshold) | too_far, 0) / n
         return (value @ (like + self.sign * unlike).mT).transpose(0, 1)
 
     def forward(self, levels, first):
