@@ -19,6 +19,7 @@ from pytorch_lightning.callbacks import Callback
 from agglomerator import Agglomerator
 from agglomerator.config import Settings
 from agglomerator.data.module import ImageDataModule
+from agglomerator.training.masked import hidden_pixel_loss, level_cosine_loss
 from agglomerator.training.module import LitAgglomerator
 from agglomerator.training.trainer import build_trainer, quiet_libraries
 from agglomerator.util import distributed
@@ -141,6 +142,36 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path, stage):
     for name in names:  # the contrastive loss of validation is that of each process's batches
         torch.testing.assert_close(two[0]["figures"][name], one["figures"][name], **same)
     torch.testing.assert_close(two[0]["weights"], two[1]["weights"], atol=0, rtol=0)
+
+
+def _learn_masked(rank, world, folder, port):
+    """The losses of masked pre-training of a share of 4 images, and their mean gradients."""
+    torch.set_num_threads(1)
+    where = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=world)
+    torch.manual_seed(0)
+    flags = dict(image_size=16, conv_image_size=4, patch_dim=8, pretraining="masked", head="mean")
+    model = Agglomerator(**flags).double()
+    images, mine = torch.randn(4, 3, 16, 16, dtype=torch.float64), slice(rank, None, world)
+    hidden = model.masked.draw(4, torch.Generator().manual_seed(1), images.device)[mine]
+    pixels, states = model.reconstruct(images[mine], hidden)
+    losses = hidden_pixel_loss(pixels, images[mine], hidden), level_cosine_loss(model, states)
+    sum(losses).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    for each in (*losses, *gradients.values()):
+        torch.distributed.all_reduce(each.data)
+        each.data /= world
+    torch.save((losses, gradients), f"{folder}/{world}.pt")
+    distributed.leave_process_group()
+
+
+def test_losses_of_masked_pretraining_are_those_of_the_whole_batch(tmp_path):
+    found = []
+    for world in (1, 2):
+        mp.spawn(_learn_masked, (world, str(tmp_path), free_port()), nprocs=world)
+        found.append(torch.load(tmp_path / f"{world}.pt"))
+    assert found[0][0][1] > 0 and "masked.patch" in found[0][1]
+    torch.testing.assert_close(*found, atol=1e-9, rtol=1e-5)
 
 
 @contextlib.contextmanager
