@@ -182,10 +182,11 @@ def same_weights(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
-def steps_done(folder):
-    """Steps of both stages that are safe in last.ckpt, and whether an epoch is in its middle."""
+def steps_done(folder, first=""):
+    """Steps of both stages that are safe in last.ckpt, and whether an epoch is in its middle. The
+    name of stage one's begins with `first`."""
     total, middle = 0, False
-    for prefix in ("", "supervised_"):
+    for prefix in (first, "supervised_"):
         path = folder / "checkpoints" / f"{prefix}last.ckpt"
         if path.is_file():
             last = torch.load(path, map_location="cpu", weights_only=True)

@@ -83,6 +83,26 @@ def consensus(level, flags):
     return torch.einsum("bij,bdj->bdi", scores.softmax(-1), level)
 
 
+def agreement_aware(level, number, flags):
+    """(B, d, n) -> (B, d, n), pair by pair; `number` is that of the level."""
+    n = level.shape[2]
+    s = math.isqrt(n)
+    threshold = 0 if number == 0 else -0.2
+    sign = {"agreement": -1, "agreement_repel": 1}[flags["consensus"]]
+    columns, new = level.unbind(2), []
+    lengths = [column.norm(dim=1) for column in columns]
+    for i, one in enumerate(columns):
+        total, like, unlike = 0, 0, 0
+        for j, other in enumerate(columns):
+            if math.dist(divmod(i, s), divmod(j, s)) <= 3:
+                cosine = ((one * other).sum(1) / (lengths[i] * lengths[j]))[:, None]  # (B, 1)
+                weight = cosine.exp() * (cosine >= threshold)
+                total, like = total + weight, like + weight * other
+                unlike = unlike + (cosine < threshold) * cosine * other / n
+        new.append(like / total + sign * unlike)
+    return torch.stack(new, 2)
+
+
 def states(weights, flags, images, train=False, statistics=None, start=None):
     """(T + 1, B, n, K, d)."""
     levels, d = weights["init_levels"].shape
@@ -105,7 +125,11 @@ def states(weights, flags, images, train=False, statistics=None, start=None):
             total = total + weights["wA"] * consensus(level[k], flags)
             if k < levels - 1:
                 total = total + weights["wTD"] * top_down[levels - 2 - k]
-            new.append(total / (3 if k == levels - 1 else 4))
+            count = 3 if k == levels - 1 else 4
+            if flags.get("consensus", "published") != "published":
+                total = total + weights["wAA"] * agreement_aware(level[k], k, flags)
+                count += 1
+            new.append(total / count)
         level = new
         found.append(level)
     return torch.stack([torch.stack(level, 2).permute(0, 3, 2, 1) for level in found])
@@ -114,16 +138,23 @@ def states(weights, flags, images, train=False, statistics=None, start=None):
 def embedding(weights, all_states, flags):
     """States (T + 1, B, n, K, d) -> (B, contr_dim), without dropout."""
 
+    head = flags.get("head", "flatten")
+    first = 1 if head == "dissimilarity" else 0
+
     def norm(x, i):
-        name = f"contrastive_head.{i}."
+        name = f"contrastive_head.{i + first}."
         return F.layer_norm(x, x.shape[-1:], weights[name + "weight"], weights[name + "bias"])
 
     def linear(x, i):
-        name = f"contrastive_head.{i}."
+        name = f"contrastive_head.{i + first}."
         return F.linear(x, weights[name + "weight"], weights[name + "bias"])
 
-    x = norm(all_states[flags["denoise_iter"]][:, :, -1], 0)
-    x = x.flatten(1) if flags.get("head", "flatten") == "flatten" else grid_means(x, flags)
+    x = all_states[flags["denoise_iter"]][:, :, -1]
+    x = norm(window_sums(x) if head == "dissimilarity" else x, 0)
+    if head == "mean":
+        x = x.mean(1)
+        return x / x.norm(dim=1, keepdim=True)
+    x = grid_means(x, flags) if head == "grid" else x.flatten(1)
     x = norm(F.gelu(norm(linear(norm(x, 3), 5), 6)), 8)
     x = linear(x, 10)
     return x / x.norm(dim=1, keepdim=True)
@@ -138,8 +169,27 @@ def grid_means(columns, flags):
     return torch.stack(means, 2).flatten(1)
 
 
+def window_sums(columns):
+    """(B, n, d) -> (B, n / 16, d), window by window of 4x4 columns."""
+    s = math.isqrt(columns.shape[1])
+    columns, sums = columns.unflatten(1, (s, s)), []
+    for row in range(0, s, 4):
+        for column in range(0, s, 4):
+            window = [columns[:, row + i, column + j] for i in range(4) for j in range(4)]
+            unit = [one / one.norm(dim=1, keepdim=True) for one in window]
+            weights = [sum((1 - (a * b).sum(1)).exp() for b in unit) for a in unit]  # each (B,)
+            greatest = torch.stack(weights).amax(0)
+            weighted = zip(weights, window, strict=True)
+            sums.append(sum((w / greatest)[:, None] * one for w, one in weighted))
+    return torch.stack(sums, 1)
+
+
 def logits(weights, embedded):
     name = "classification_head_from_contr."
+    if name + "0.weight" in weights and weights[name + "0.weight"].dim() == 1:
+        scale, shift = weights[name + "0.weight"], weights[name + "0.bias"]
+        x = F.layer_norm(embedded, embedded.shape[-1:], scale, shift)
+        return F.linear(x, weights[name + "2.weight"], weights[name + "2.bias"])
     hidden = F.gelu(F.linear(embedded, weights[name + "0.weight"], weights[name + "0.bias"]))
     return F.linear(hidden, weights[name + "2.weight"], weights[name + "2.bias"])
 

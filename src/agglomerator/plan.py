@@ -18,7 +18,7 @@ SHOWN = 5  # class names in a message
 # Of a resumed training: what its optimizer and schedule keep, and what makes it another one.
 KEPT = "learning_rate", "lr_speed", "weight_decay"
 OF_TRAINING = ("seed", "val_share", "batch_size", "accumulate", "limit_train", "augmentation",
-            "temperature", "agreement", "agreement_cue", "precision")  # fmt: skip
+            "temperature", "agreement", "agreement_cue", "level_cosine", "precision")  # fmt: skip
 # Of the network, what leaves no trace in its weights.
 UNSEEN = "iters", "denoise_iter", "dropout", "consensus_self", "consensus_temperature"
 OF_STAGE_TWO = {"max_epochs": "supervised_epochs", "learning_rate": "supervised_learning_rate"}
@@ -133,7 +133,7 @@ def _find_start(settings, use):
 def of_stage(settings):
     """The settings of a training: in stage two its own length and learning rate."""
     s = settings
-    if s.stage == "contrastive":
+    if not s.classifies:
         return s
     length, rate = s.supervised_epochs, s.supervised_learning_rate
     return s.replace(
@@ -177,7 +177,7 @@ def settings_of_test(settings, checkpoint):
 def flag_of(name, settings):
     """The flag that a setting of a training comes from."""
     flag = OF_STAGE_TWO.get(name, name)
-    own = settings.stage != "contrastive" and getattr(settings, flag) is not None
+    own = settings.classifies and getattr(settings, flag) is not None
     return flag if own else name
 
 
@@ -193,7 +193,7 @@ def _as_trained(settings, start, use):
             )
         return settings
     return settings.replace(
-        supervise=start.stage != "contrastive", finetune=start.stage == "finetuned"
+        supervise=start.stage in ("supervised", "finetuned"), finetune=start.stage == "finetuned"
     )
 
 
@@ -257,7 +257,7 @@ def _map_classes(settings, start, found, use, goes_on):
     """The `ClassMap` of a data set with classes `found` onto those of the checkpoint; None if they
     are others."""
     names, n_known = start.class_names, start.settings["n_classes"]
-    where, classifies = f"{settings.dataset} ({settings.data_dir})", settings.stage != "contrastive"
+    where, classifies = f"{settings.dataset} ({settings.data_dir})", settings.classifies
     if names is None and len(found) == n_known:
         if registry.entry_of(settings).classes is None:
             say(f"{start.name} does not name its classes: they are taken in the folders' order.")
@@ -298,7 +298,7 @@ def _shown(names):
 def _split(settings, asked, given, start, use):
     """(settings, split_seed): the images held out follow the checkpoint if it is of the same
     training images."""
-    unused = use == "test" and settings.stage != "contrastive"
+    unused = use == "test" and settings.classifies
     if unused or start.split_seed is None:
         return settings, settings.seed
     there, dataset = start.training_images, start.settings.get("dataset")

@@ -17,6 +17,7 @@ from agglomerator.islands.segments import (
     neighbour_cosines,
     segment,
     to_pixels,
+    total_variation,
 )
 
 # Two levels of a grid of 4x4 columns: letters are vectors, B at a cosine of 0.8 to A, C at 0.
@@ -181,3 +182,17 @@ def test_clusters_are_told_the_number_of_each_mask():
 
 def group(labels):
     return [(labels == label).nonzero() for label in labels.unique()]
+
+
+def test_total_variation_is_the_mean_distance_of_neighbouring_directions():
+    torch.manual_seed(0)
+    states = torch.randn(2, 12 * 12, 3, 5)
+    for image, found in zip(states, total_variation(states), strict=True):
+        for level, value in enumerate(found):
+            unit = [v / v.norm() for v in image[:, level]]
+            pairs = [(i, i + 1) for i in range(144) if i % 12 < 11]
+            pairs += [(i, i + 12) for i in range(132)]
+            steps = [(unit[i] - unit[j]).norm() for i, j in pairs]
+            torch.testing.assert_close(value, torch.stack(steps).mean())
+    assert total_variation(states[:, :1]).eq(0).all()  # a single column
+    assert total_variation(states[:, :1].expand(-1, 9, -1, -1)).eq(0).all()

@@ -56,6 +56,11 @@ CONFIGURATIONS = {
     "grid head": dict(head="grid", image_size=24, conv_image_size=6),
     "coarse grid head": dict(head="grid", head_side=3, image_size=24, conv_image_size=6),
     "grid head on fewer columns": dict(head="grid", patch_size=2, patch_dim=8),
+    "agreement": dict(consensus="agreement", iters=2),
+    "agreement, repelled": dict(consensus="agreement_repel", iters=1, denoise_iter=0, levels=3,
+                                image_size=20, conv_image_size=5),
+    "dissimilarity head": dict(head="dissimilarity", image_size=32, conv_image_size=8),
+    "mean head": dict(head="mean", image_size=20, conv_image_size=5),
     "recomputed": dict(levels=3, recompute=True),
     "rounded up": dict(image_size=13, conv_image_size=4),
     "rounded up, half": dict(image_size=11, conv_image_size=6, patch_size=3, patch_dim=36),
@@ -69,8 +74,8 @@ def random_model(**flags):
     model = Agglomerator(**flags).double()
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
-            tensor += 0.1 * torch.rand_like(tensor)
-            if name in ("wl", "wBU", "wTD", "wA"):
+            tensor += 0.1 * torch.rand_like(tensor) * (not name.endswith("sign"))
+            if name in model.mixing_names:
                 tensor.add_(torch.rand_like(tensor))
     return model
 

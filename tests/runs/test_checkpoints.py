@@ -459,26 +459,26 @@ def test_a_head_that_somebody_has_added(stage_one_checkpoint, tmp_path, monkeypa
     from agglomerator.config import FIELDS
     from agglomerator.model import agglomerator, heads
 
-    class Mean(torch.nn.Module):
+    class Peak(torch.nn.Module):
         def forward(self, columns):
-            return columns.mean(1)
+            return columns.amax(1)
 
-    def with_mean(settings):
-        if settings.head != "mean":
+    def with_peak(settings):
+        if settings.head != "peak":
             return heads.contrastive_head(settings)
-        return torch.nn.Sequential(Mean(), torch.nn.Linear(settings.patch_dim, settings.contr_dim))
+        return torch.nn.Sequential(Peak(), torch.nn.Linear(settings.patch_dim, settings.contr_dim))
 
-    monkeypatch.setattr(agglomerator, "contrastive_head", with_mean)
+    monkeypatch.setattr(agglomerator, "contrastive_head", with_peak)
     metadata = FIELDS["head"].metadata
     monkeypatch.setattr(
-        FIELDS["head"], "metadata", metadata | {"choices": (*metadata["choices"], "mean")}
+        FIELDS["head"], "metadata", metadata | {"choices": (*metadata["choices"], "peak")}
     )
     content = torch.load(stage_one_checkpoint, weights_only=True)
-    content["hyper_parameters"]["head"] = "mean"
+    content["hyper_parameters"]["head"] = "peak"
     flags = {k: v for k, v in content["hyper_parameters"].items() if k in FIELDS}
     model = Agglomerator(**flags).eval()
     content["state_dict"] = {f"model.{k}": v for k, v in model.state_dict().items()}
-    path = tmp_path / "mean.ckpt"
+    path = tmp_path / "peak.ckpt"
     torch.save(content, path)
     images = torch.randn(2, 1, 16, 16).clamp(-1, 1)
     assert torch.equal(load_checkpoint(path)(images), model(images))

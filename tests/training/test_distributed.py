@@ -19,6 +19,7 @@ from pytorch_lightning.callbacks import Callback
 from agglomerator import Agglomerator
 from agglomerator.config import Settings
 from agglomerator.data.module import ImageDataModule
+from agglomerator.training.masked import hidden_pixel_loss, level_cosine_loss
 from agglomerator.training.module import LitAgglomerator
 from agglomerator.training.trainer import build_trainer, quiet_libraries
 from agglomerator.util import distributed
@@ -143,6 +144,36 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path, stage):
     torch.testing.assert_close(two[0]["weights"], two[1]["weights"], atol=0, rtol=0)
 
 
+def _learn_masked(rank, world, folder, port):
+    """The losses of masked pre-training of a share of 4 images, and their mean gradients."""
+    torch.set_num_threads(1)
+    where = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=world)
+    torch.manual_seed(0)
+    flags = dict(image_size=16, conv_image_size=4, patch_dim=8, pretraining="masked", head="mean")
+    model = Agglomerator(**flags).double()
+    images, mine = torch.randn(4, 3, 16, 16, dtype=torch.float64), slice(rank, None, world)
+    hidden = model.masked.draw(4, torch.Generator().manual_seed(1), images.device)[mine]
+    pixels, states = model.reconstruct(images[mine], hidden)
+    losses = hidden_pixel_loss(pixels, images[mine], hidden), level_cosine_loss(model, states)
+    sum(losses).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    for each in (*losses, *gradients.values()):
+        torch.distributed.all_reduce(each.data)
+        each.data /= world
+    torch.save((losses, gradients), f"{folder}/{world}.pt")
+    distributed.leave_process_group()
+
+
+def test_losses_of_masked_pretraining_are_those_of_the_whole_batch(tmp_path):
+    found = []
+    for world in (1, 2):
+        mp.spawn(_learn_masked, (world, str(tmp_path), free_port()), nprocs=world)
+        found.append(torch.load(tmp_path / f"{world}.pt"))
+    assert found[0][0][1] > 0 and "masked.patch" in found[0][1]
+    torch.testing.assert_close(*found, atol=1e-9, rtol=1e-5)
+
+
 @contextlib.contextmanager
 def launch(folder, *launcher, environment=(), **options):
     """The program started on two processes, of which none is left in the end."""
@@ -229,20 +260,29 @@ def test_death_of_one_process_ends_the_other(tmp_path, victim):
     assert "Traceback" not in stderr
 
 
-def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(tmp_path):
-    flags = dict(max_epochs=2, lr_speed=2, limit_val=2, iters=1, batch_size=8)
+OPTIONS = {
+    "published": dict(iters=1),
+    "masked": dict(iters=1, pretraining="masked", level_cosine=0.1),
+    "agreement": dict(consensus="agreement_repel", head="dissimilarity"),
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS)
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(tmp_path, option):
+    flags = dict(max_epochs=2, lr_speed=2, limit_val=2, batch_size=8) | option
+    stage, prefix = ("masked", "masked_") if "pretraining" in option else ("contrastive", "")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     with launch(whole, *BY_ITSELF, **flags) as run:
         stderr = run.communicate(timeout=100)[1]
     assert run.returncode == 0, stderr
-    last = parts / "two" / "checkpoints" / "last.ckpt"
+    last = parts / "two" / "checkpoints" / f"{prefix}last.ckpt"
     with launch(parts, *BY_ITSELF, checkpoint_every=0, **flags) as run:
         wait_until(last.is_file, run)
         run.send_signal(signal.SIGTERM)
         stdout, stderr = run.communicate(timeout=60)
     assert run.returncode == 128 + signal.SIGTERM and not stderr
     assert stdout.count("Stopped by SIGTERM. Go on by: ") == stdout.count("Stopped") == 1
-    assert steps_done(parts / "two")[1]  # in the middle of an epoch
+    assert steps_done(parts / "two", prefix)[1]  # in the middle of an epoch
     with launch(parts, *BY_ITSELF, resume_training=True, **flags) as run:
         stderr = run.communicate(timeout=100)[1]
     assert run.returncode == 0, stderr
@@ -251,9 +291,9 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(tmp_path):
             stdout, stderr = run.communicate(timeout=100)
         assert run.returncode == 0, stderr
         assert [line.split(": ")[0] for line in stdout.splitlines()] == ["It is done", "Next"]
-    assert rows(parts / "two", "contrastive") == rows(whole / "two", "contrastive")
+    assert rows(parts / "two", stage) == rows(whole / "two", stage)
     for name in ("best", "last"):
-        path = f"two/checkpoints/{name}.ckpt"
+        path = f"two/checkpoints/{prefix}{name}.ckpt"
         assert same_weights(parts / path, whole / path)
 
 

@@ -3,6 +3,7 @@
 from agglomerator.commands.evaluate import test
 from agglomerator.commands.report import how_to_go_on
 from agglomerator.commands.train import done_before, train
+from agglomerator.data import registry
 from agglomerator.plan import complete_from_checkpoint, settings_of_test, stage_one, stage_two
 from agglomerator.runs.checkpoints import read
 from agglomerator.runs.resume import Stopped
@@ -17,8 +18,9 @@ def run_all(settings, given):
         start = read(settings.load_checkpoint_dir)
         settings = complete_from_checkpoint(settings, given, start)
     try:
-        say("Stage one: contrastive pre-training")
+        registry.classes_of(settings.replace(supervise=True))  # of which stage two needs some
         one = stage_one(settings)
+        say(f"Stage one: {one.stage} pre-training")
         best = done_before(one) or train(one, given, advise=False)
         say("Stage two: the classifier")
         two = stage_two(settings, best)

@@ -34,9 +34,10 @@ def test(settings, given):
     lock_run_folder(folder.path, f"test_{folder.stage}")
     report.tell_blindness(settings)
     model, data = build_network(plan), build_data(plan)
+    data.check_test()
     module = LitAgglomerator(model, settings, data, plan.own_classifier)
     trainer = build_trainer(settings, False, logs=settings.plot_islands)
-    if settings.stage == "contrastive":
+    if not settings.classifies and len(data.classes) > 1:
         say("Stage one: classes by the nearest mean of the training images.")
         _tell_limits(data, "train")
         learned = data.limited("train")
@@ -124,6 +125,9 @@ def freeze(settings, given):
             learned = embedding.numpy(), labels.numpy()
         if split == "train" and module.by_class_means:
             module.metrics.class_means.update(embedding, labels)
+    if len(data.classes) < 2 or not len(embedding):
+        say("Without classes, or without test images, there is no more to draw or to score.")
+        return
     with torch.no_grad():
         predicted = module.logits(embedding.to(module.model.wl)).argmax(1).cpu()
     arrays = embedding.numpy(), labels.numpy(), predicted.numpy()
@@ -156,7 +160,7 @@ def embed(trainer, module, data, subset):
     """Embeddings (N, contr_dim) of a subset in its order, and which images of its data set they
     are of, (N,): those that cannot be read may be left out. On the CPU."""
     if not len(subset):
-        return torch.empty(0, data.settings.contr_dim), torch.empty(0, dtype=torch.int64)
+        return torch.empty(0, data.settings.embedding_dim), torch.empty(0, dtype=torch.int64)
     data.trainer = trainer
     batches = trainer.predict(
         module, data.in_order(Subset(numbered(subset.dataset), subset.indices))

@@ -121,6 +121,7 @@ def _of_test(data, numbers=None):
         data: of the run.
         numbers: of the images in the test set. None for the first of some classes.
     """
+    data.check_test()
     rows = sample_rows(data.test, len(data.classes)) if numbers is None else rows_of(data, numbers)
     for page in rows.split(ROWS):
         yield page_of_test(data, page, numbers is not None)

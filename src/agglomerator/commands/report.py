@@ -70,7 +70,11 @@ def finish(loggers):
 
 def say_next(settings, path):
     """Say what to do with the checkpoint that a training has left."""
-    following = {"supervise": True} if settings.stage == "contrastive" else {"mode": "test"}
+    following = {"mode": "test"} if settings.classifies else {"supervise": True}
+    if settings.stage == "masked":  # its frozen embedding knows little of classes
+        following["finetune"] = True
+    if settings.n_classes == 1:
+        following = {"mode": "freeze"}
     say(f"Next: {command(settings, load_checkpoint_dir=path, **following)}")
 
 
@@ -137,11 +141,13 @@ def write_test(folder, record, classes):
         classes: names.
 
     Returns:
-        The paths written.
+        The paths written; without classes there is no matrix.
     """
-    confusion = np.array(record["confusion_matrix"])
     paths = [folder.test_record, folder.confusion.with_suffix(".csv")]
     write_json(paths[0], record, indent=2)
+    if "confusion_matrix" not in record:
+        return paths[:1]
+    confusion = np.array(record["confusion_matrix"])
     with written_whole(paths[1]) as file:
         table = csv.writer(file)
         table.writerow(["true \\ predicted", *classes])
@@ -160,10 +166,8 @@ def record_of(module, checkpoint, loss):
         loss: mean over the images.
     """
     settings, metrics, data = module.settings, module.metrics, module.data
-    confusion = metrics.confusion.compute().cpu().numpy()
+    confusion = np.atleast_2d(metrics.confusion.compute().cpu().numpy())  # of a class a number
     counts, correct = confusion.sum(1), confusion.diagonal()
-    top1 = float(correct.sum() / counts.sum())
-    shares = np.divide(correct, counts, out=np.full(len(counts), np.nan), where=counts > 0)
     record = {
         "dataset": settings.dataset,
         "stage": settings.stage,
@@ -172,9 +176,12 @@ def record_of(module, checkpoint, loss):
         "test_time_flip": settings.test_time_flip,
         "images": int(counts.sum()),
         "loss": loss,
-        "top1": top1,
-        "error": 1 - top1,
     }
+    if len(data.classes) < 2:
+        return record | {"classified_by": None}
+    top1 = float(correct.sum() / counts.sum())
+    shares = np.divide(correct, counts, out=np.full(len(counts), np.nan), where=counts > 0)
+    record |= {"top1": top1, "error": 1 - top1}
     if len(data.classes) > 5:
         record["top5"] = float(metrics.top5.compute())
     record["per_class"] = {
@@ -216,6 +223,7 @@ _FIT = {"ari": ("ARI", ".3f"), "iou": ("IoU", ".3f")}
 ISLAND_COLUMNS = {  # group of columns -> key of a score -> title and format
     "islands": {
         "cosine": ("cosine", ".3f"),
+        "total_variation": ("TV", ".3f"),
         "number": ("number", ".1f"),
         "size": ("columns", ".1f"),
         "inside": ("inside", ".1%"),
@@ -261,11 +269,13 @@ def island_lines(record):
 
 def lines_of(record):
     """The figures of a test for the terminal."""
-    lines = [
-        f"loss      {record['loss']:.4f}",
+    lines = [f"loss      {record['loss']:.4f}"]
+    if "top1" not in record:
+        return [*lines, *island_lines(record["islands"])]
+    lines.append(
         f"top-1     {record['top1']:.2%}  ({record['images']} test images, by "
-        f"{record['classified_by']}{', with mirror images' * record['test_time_flip']})",
-    ]
+        f"{record['classified_by']}{', with mirror images' * record['test_time_flip']})"
+    )
     if "top5" in record:
         lines.append(f"top-5     {record['top5']:.2%}")
     if record.get("mistakes"):

@@ -51,7 +51,7 @@ def train(settings, given, advise=True):
     else:
         model = build_network(plan, training=True)
         signals = StopSignals()
-        best_checkpoint = BestCheckpoint(folder.best, settings.monitor, settings.validate_every)
+        best_checkpoint = BestCheckpoint(folder.best, settings.chosen_by, settings.validate_every)
         last_checkpoint = LastCheckpoint(folder.last, settings.checkpoint_every, signals)
         callbacks = [best_checkpoint] * bool(settings.limit_val) + [last_checkpoint]
         trainer = build_trainer(settings, True, callbacks)

@@ -8,6 +8,8 @@ from types import NoneType
 
 from agglomerator.util.errors import UserError
 
+HIDDEN = 4  # side of the patches that masked pre-training hides, in pixels
+WINDOW = 4  # side of the windows of the dissimilarity head, in columns
 NO_LINE = re.compile("[\0\n\r]")
 
 
@@ -34,6 +36,7 @@ def check(settings):
     check_grid(settings)
     check_tokenizer(settings)
     check_state(settings)
+    check_successors(settings)
     check_strategy(settings)
 
 
@@ -154,6 +157,43 @@ def check_state(settings):
             f"--denoise_iter={settings.denoise_iter}: {settings.n_iters} iterations make the "
             f"states 0 to {settings.n_iters}; use one of these, or -1 to -{n_states} counted from "
             "the end."
+        )
+
+
+def check_successors(settings):
+    """What the successors of the published model added fits the other settings."""
+    s, masked = settings, settings.pretraining == "masked"
+    if s.head == "dissimilarity" and s.grid_size % WINDOW:
+        raise UserError(
+            f"--head=dissimilarity: divides the grid into windows of {WINDOW}x{WINDOW} columns, "
+            f"but has {s.grid_size}x{s.grid_size}; set --patch_size and --conv_image_size so that "
+            f"{WINDOW} divides the side, or use --head=grid."
+        )
+    if masked and s.head != "mean":
+        raise UserError(
+            f"--head={s.head}: --pretraining=masked trains no head, and its embedding is the mean "
+            "of the columns; use --head=mean."
+        )
+    if masked and s.image_size % HIDDEN:
+        raise UserError(
+            f"--image_size={s.image_size}: --pretraining=masked hides patches of {HIDDEN}x{HIDDEN} "
+            f"pixels; use a multiple of {HIDDEN}, such as "
+            f"--image_size={s.image_size // HIDDEN * HIDDEN}."
+        )
+    if masked and s.n_iters == 0:
+        raise UserError(
+            "--iters=0: with --pretraining=masked level 0 learns of the image in the first "
+            "iteration; use at least --iters=1."
+        )
+    if masked and s.agreement:
+        raise UserError(
+            f"--agreement={s.agreement}: this loss joins the contrastive one; with "
+            "--pretraining=masked use --agreement=0."
+        )
+    if s.level_cosine and not masked:
+        raise UserError(
+            f"--level_cosine={s.level_cosine}: this loss joins that of hidden patches; use "
+            "--pretraining=masked, or --level_cosine=0."
         )
 
 

@@ -41,7 +41,7 @@ class DataSettings:
         "data",
         10,
         "Number of classes. It is read from the data set; another number is refused.",
-        low=2,
+        low=1,
     )
     batch_size: int = setting(
         "data",

@@ -17,7 +17,7 @@ IMAGES = {
 
 def derive(values, given):
     """Complete the flags: size and channels of the images follow from the data set, the grid from
-    the size, and the length of the schedule from that of the training.
+    the size, the length of the schedule from that of the training, the head from the pre-training.
 
     Args:
         values: of all flags, by name.
@@ -37,6 +37,8 @@ def derive(values, given):
     )
     size = values["image_size"] if "image_size" in given else follows["image_size"]
     follows["conv_image_size"] = math.ceil(size / 4)  # of the published tokenizer
+    if values.get("pretraining") == "masked":
+        follows["head"] = "mean"
     if "max_epochs" in given:
         follows["lr_speed"] = values["max_epochs"]
     return follows | {name: values[name] for name in given}

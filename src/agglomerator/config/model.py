@@ -77,8 +77,11 @@ class ModelSettings:
         "flatten",
         "How the columns of the top level become one vector. flatten (as published): all columns "
         "in a row; its weights grow with the square of columns * patch_dim. grid: means over a "
-        "coarser grid, then flattened; its weights do not grow with the number of columns.",
-        choices=("flatten", "grid"),
+        "coarser grid, then flattened; its weights do not grow with the number of columns. "
+        "dissimilarity: sums over windows of 4x4 columns, in which columns unlike the others weigh "
+        "most, then as flatten. mean: the mean of all columns, and a linear classifier; default "
+        "with --pretraining=masked.",
+        choices=("flatten", "grid", "dissimilarity", "mean"),
     )
     head_side: int = setting(
         "model", 4, "Side of the coarser grid of --head=grid.", low=1, high=4096
@@ -87,7 +90,12 @@ class ModelSettings:
         "model", -1, "Number of the state that feeds the head: 0 is the initial state, -1 the last."
     )
     dropout: float = setting("model", 0.3, "Dropout rate in the contrastive head.", low=0, high=1)
-    contr_dim: int = setting("model", 512, "Length of the embedding of an image.", low=1)
+    contr_dim: int = setting(
+        "model",
+        512,
+        "Length of the embedding of an image. With --head=mean it is patch_dim, whatever this is.",
+        low=1,
+    )
     consensus_self: bool = setting(
         "model", False, "Let a column attend to itself as to any other column."
     )
@@ -97,6 +105,24 @@ class ModelSettings:
         "Columns attend to each other only up to this distance on the grid; 1.5 takes the eight "
         "neighbours. 0: every column attends to all others.",
         low=0,
+    )
+    consensus: str = setting(
+        "model",
+        "published",
+        "How columns of a level agree. published: by attention. agreement: in each iteration a "
+        "level also receives, as a fifth contribution, what like columns within 3 of it hold, and "
+        "its unlike ones by the sign as published (Zeng et al. 2025), which draws them nearer. "
+        "agreement_repel: the same with the other sign, which drives unlike columns apart.",
+        choices=("published", "agreement", "agreement_repel"),
+    )
+    pretraining: str = setting(
+        "model",
+        "contrastive",
+        "What stage one learns. contrastive (as published): to tell classes apart. masked: to "
+        "predict hidden patches of 4x4 pixels from level 0. It needs no classes: all images in "
+        "train/ will do. Then learn classes by --supervise --finetune. --plot_islands also draws "
+        "its predictions.",
+        choices=("contrastive", "masked"),
     )
     column_norm: str = setting(
         "model",

@@ -24,7 +24,7 @@ class RunSettings:
         "run",
         False,
         "Train stage two, a classifier on the frozen embedding. Without this flag: stage one, "
-        "contrastive pre-training.",
+        "the pre-training that --pretraining names.",
     )
     finetune: bool = setting(
         "run", False, "Train the whole network in stage two, not only the classifier."

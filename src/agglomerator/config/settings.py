@@ -48,10 +48,25 @@ class Settings(
 
     @property
     def stage(self):
-        """Name of the training stage: "contrastive", "supervised" or "finetuned"."""
+        """Name of the training stage: "contrastive", "masked", "supervised" or "finetuned"."""
         if self.finetune:
             return "finetuned"
-        return "supervised" if self.supervise else "contrastive"
+        return "supervised" if self.supervise else self.pretraining
+
+    @property
+    def classifies(self):
+        """Whether it is stage two, which has a classifier."""
+        return self.supervise or self.finetune
+
+    @property
+    def chosen_by(self):
+        """The validation figure that chooses the best checkpoint."""
+        return "val_loss" if self.stage == "masked" else self.monitor
+
+    @property
+    def embedding_dim(self):
+        """Length of the embedding of an image."""
+        return self.patch_dim if self.head == "mean" else self.contr_dim
 
     @property
     def found_by(self):
@@ -76,8 +91,10 @@ class Settings(
 
     @property
     def blind(self):
-        """Whether the embedding cannot depend on the image: the tokens reach level 0 in the first
-        iteration and climb one level in each further one."""
+        """Whether what is trained cannot depend on the image: the tokens reach level 0, which
+        predicts hidden patches, in the first iteration and climb one level in each further one."""
+        if self.stage == "masked":
+            return self.n_iters == 0
         return self.denoise_iter % (self.n_iters + 1) < self.levels
 
     @property

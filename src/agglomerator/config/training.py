@@ -38,6 +38,15 @@ class TrainingSettings:
         "sees crops.",
         choices=("colour", "composites", "islands"),
     )
+    level_cosine: float = setting(
+        "training",
+        0.0,
+        "Weight of a second loss of --pretraining=masked: one minus the mean cosine of what the "
+        "bottom-up net tells the top level and that level, and the same of what the top-down net "
+        "tells each other level, over all columns and images. Nothing in it keeps all vectors "
+        "from becoming equal. 0: no such loss.",
+        low=0,
+    )
     weight_decay: float = setting("training", 5e-4, "Weight decay of the optimizer.", low=0)
     lr_speed: int = setting(
         "training",
@@ -83,6 +92,7 @@ class TrainingSettings:
     monitor: str = setting(
         "training",
         "val_acc",
-        "Which validation figure chooses best.ckpt: the accuracy (highest) or the loss (lowest).",
+        "Which validation figure chooses best.ckpt: the accuracy (highest) or the loss (lowest). "
+        "Masked pre-training has only the loss.",
         choices=("val_acc", "val_loss"),
     )

@@ -45,7 +45,8 @@ class ImageDataModule(LightningDataModule):
     Attributes:
         classes: names, in the order of labels.
         train, val, test: subsets in data-set order. `train` and `val` are read at first use.
-            --limit_test applies to `test`, which `setup` reads.
+            --limit_test applies to `test`, which `setup` reads. It is empty if a folder has none,
+            which masked pre-training allows.
         hierarchy: `Hierarchy` of the classes, or None; set by `setup`.
 
     Raises:
@@ -74,7 +75,7 @@ class ImageDataModule(LightningDataModule):
             return
         test = self._read("test")
         self.hierarchy = hierarchy_of(self.settings, self.classes)
-        self._whole_test = _all_of(test)
+        self._whole_test = Subset(self.train.dataset, []) if test is None else _all_of(test)
         self.test = self._chosen(self._whole_test, "test")
 
     def _read(self, split):
@@ -109,6 +110,13 @@ class ImageDataModule(LightningDataModule):
             "split_seed": self.split_seed,
             "training_images": registry.training_images(self.settings),
         }
+
+    def check_test(self):
+        """Raises UserError if there is no test image."""
+        if not len(self.test):
+            raise UserError(
+                f"--data_dir={self.settings.data_dir}: has no test/ folder; put images there."
+            )
 
     def _chosen(self, subset, name):
         s, n_images = self.settings, len(subset)
@@ -174,7 +182,7 @@ class ImageDataModule(LightningDataModule):
         return self.in_order(self._mixed(self.val))
 
     def test_dataloader(self):
-        in_order = self.settings.stage != "contrastive"
+        in_order = self.settings.classifies
         tested = Subset(numbered(self.test.dataset), self.test.indices)
         return self.in_order(tested if in_order else self._mixed(tested))
 

@@ -21,6 +21,7 @@ from agglomerator.islands.album import DPI, Album
 from agglomerator.islands.figures import animate
 from agglomerator.islands.inspection import states_of
 from agglomerator.islands.projection import load_arrays
+from agglomerator.islands.reconstructions import draw_reconstructions
 from agglomerator.util.files import written_whole
 from agglomerator.util.terminal import say
 
@@ -137,6 +138,11 @@ class IslandsView(Callback):
         if log:
             figure = islands.draw_iterations(title=title + note)
             paths["iterations"] = self.album.write(f"{name}_iterations", figure, *kept)[0]
+            if module.stage == "masked":
+                shown = f"Masked pre-training, {module.settings.exp_name}\n{when}"
+                figure = self._reconstructions(module, names, shown)
+                path = self.album.write(f"{name}_reconstructions", figure, *kept)[0]
+                paths["reconstructions"] = path
             for logger in trainer.loggers:
                 log_pictures(logger, paths, trainer.global_step)
 
@@ -144,11 +150,24 @@ class IslandsView(Callback):
         """The sample images (B, C, H, W), their names, and their states (T + 1, B, n, K, d)."""
         data = module.data
         if self.samples is None:
-            subset = data.test if test or not len(data.val) else data.val
+            subsets = [data.test] if test else [data.val, data.test, data.train]
+            subset = next(subset for subset in subsets if len(subset))
             self.samples = samples(subset, len(data.classes))
         images, labels = self.samples
         states = states_of(module.model, data.view(images.to(module.device)))
         return data.crop(images), [data.classes[label] for label in labels], states
+
+    def _reconstructions(self, module, names, title):
+        """The figure of what the network predicts of the hidden patches of the sample images."""
+        data, images = module.data, self.samples[0].to(module.device)
+        training = module.training
+        module.eval()
+        with torch.no_grad():
+            hidden, pixels, errors = module.reconstruct(data.view(images))
+            pixels = (data.colours(pixels).clamp(0, 1) * 255).round().byte()
+        module.train(training)
+        arrays = (x.cpu() for x in (data.crop(images), hidden, pixels, errors))
+        return draw_reconstructions(*arrays, names, title)
 
     def _recolour(self, module):
         """Fit the projection to the trained network, and draw all frames again in its colours."""
@@ -207,12 +226,15 @@ def samples(subset, n_classes):
 
 
 def sample_rows(subset, n_classes):
-    """The first image of each of the first classes that have images, at most SAMPLES.
+    """The first image of each of the first classes that have images, at most SAMPLES; of a single
+    class the first so many.
 
     Returns:
         (B,), indices of the subset's data set.
     """
     dataset, indices = subset.dataset, torch.as_tensor(list(subset.indices))
+    if n_classes == 1:
+        return indices[:SAMPLES]
     of_class = ((dataset.labels[indices] == c).nonzero() for c in range(n_classes))
     first = islice((places[0] for places in of_class if len(places)), SAMPLES)
     return indices[torch.cat(list(first))]

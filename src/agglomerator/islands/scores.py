@@ -14,9 +14,10 @@ from agglomerator.islands.segments import (
     neighbour_cosines,
     segment,
     to_pixels,
+    total_variation,
 )
 
-COLUMN_SCORES = "cosine", "number", "inside"
+COLUMN_SCORES = "cosine", "total_variation", "number", "inside"
 MASK_SCORES = tuple(f"{mask}_{score}" for mask in MASKS for score in ("ari", "iou"))
 CLUSTER_SCORES = tuple(f"clustered_{score}" for score in MASK_SCORES)
 SCORES = *COLUMN_SCORES, *MASK_SCORES, *CLUSTER_SCORES
@@ -101,10 +102,10 @@ def score_states(states, threshold, masks=None, told=False, loss=None):
         told: score also the clusters of the vectors, as many as each mask has values (`cluster`).
 
     Returns:
-        A dictionary of (B, K) tensors on the CPU: `cosine`, mean cosine of neighbours; `number` of
-        islands; `inside`, share of columns in islands of two or more; with masks `parts_ari`,
-        `parts_iou`, `objects_ari`, `objects_iou`; if told also `clustered_parts_ari`, ... NaN where
-        an image has no such score.
+        A dictionary of (B, K) tensors on the CPU: `cosine`, mean cosine of neighbours;
+        `total_variation` of directions; `number` of islands; `inside`, share of columns in
+        islands of two or more; with masks `parts_ari`, `parts_iou`, `objects_ari`, `objects_iou`;
+        if told also `clustered_parts_ari`, ... NaN where an image has no such score.
 
     Example:
         >>> import torch
@@ -116,7 +117,8 @@ def score_states(states, threshold, masks=None, told=False, loss=None):
     """
     cosines = neighbour_cosines(states)
     labels = segment(states, threshold, loss)
-    scores = {"cosine": mean_cosine(*cosines).cpu()} | score_labels(labels, masks)
+    scores = {"cosine": mean_cosine(*cosines), "total_variation": total_variation(states)}
+    scores = {name: score.cpu() for name, score in scores.items()} | score_labels(labels, masks)
     if told and masks:
         numbers = [numbers_of_segments(mask) for mask in masks.values()]
         for (name, mask), found in zip(masks.items(), cluster(states, numbers), strict=True):

@@ -56,6 +56,30 @@ def mean_cosine(horizontal, vertical):
     return torch.cat((horizontal.flatten(-2), vertical.flatten(-2)), -1).mean(-1)
 
 
+def total_variation(states):
+    """Total variation of the directions of a level: mean over neighbouring columns of the distance
+    of their unit vectors, 0 where all agree, 2 where all neighbours are opposite.
+
+    Args:
+        states: (..., n, K, d), n = S * S columns, row-major.
+
+    Returns:
+        (..., K). It is 0 for a single column.
+
+    Example:
+        >>> import torch
+        >>> states = torch.tensor([[1.0, 0], [2, 0], [0, 1], [0, 3]])[:, None]  # 2 x 2, one level
+        >>> total_variation(states)  # neighbours: 2 agree, 2 are orthogonal
+        tensor([0.7071])
+    """
+    vectors = F.normalize(upcast(states), dim=-1).movedim(-2, -3)  # (..., K, n, d)
+    side = math.isqrt(vectors.shape[-2])
+    grid = vectors.unflatten(-2, (side, side))
+    steps = [grid.diff(dim=axis).norm(dim=-1).flatten(-2) for axis in (-2, -3)]
+    steps = torch.cat(steps, -1)
+    return steps.sum(-1) / max(steps.shape[-1], 1)
+
+
 def connected(horizontal, vertical):
     """Connected components of grids of columns.
 

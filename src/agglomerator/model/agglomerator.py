@@ -25,9 +25,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from agglomerator.config import Settings
+from agglomerator.model.agreement_attention import AgreementAttention
 from agglomerator.model.attention import ConsensusAttention
 from agglomerator.model.columns import ColumnNet, Sine
 from agglomerator.model.heads import classifier, contrastive_head
+from agglomerator.model.masked import MaskedPatches
 from agglomerator.model.tokenizer import Tokenizer
 
 
@@ -54,6 +56,11 @@ class State:
     def top(self):
         """The highest level, (d, B, n) or (d, 1, n)."""
         return self.blocks[-1][1][-1]
+
+    @property
+    def bottom(self):
+        """The lowest level, (d, B, n) or (d, 1, n)."""
+        return self.blocks[0][1][0]
 
     def whole(self, n_images):
         """(B, n, K, d)."""
@@ -119,11 +126,19 @@ class Agglomerator(nn.Module):
         self.attention = ConsensusAttention(
             s.grid_size, s.consensus_self, s.local_consensus_radius, s.consensus_temperature
         )
-        self.wl, self.wBU, self.wTD, self.wA = (nn.Parameter(torch.tensor(0.25)) for _ in range(4))
-        received = torch.tensor([4.0] * (s.levels - 1) + [3.0]).view(-1, 1, 1, 1)  # c
-        self.register_buffer("received", received, persistent=False)
+        names, self.agreement_attention = ["wl", "wBU", "wTD", "wA"], None
+        if s.consensus != "published":
+            repel = s.consensus == "agreement_repel"
+            self.agreement_attention = AgreementAttention(s.grid_size, repel)
+            names.append("wAA")
+        self.mixing_names, most = tuple(names), len(names)
+        for name in names:
+            setattr(self, name, nn.Parameter(torch.tensor(1 / most)))
+        received = torch.tensor([float(most)] * (s.levels - 1) + [most - 1.0])  # c
+        self.register_buffer("received", received.view(-1, 1, 1, 1), persistent=False)
         self.contrastive_head = contrastive_head(s)
         self.classification_head_from_contr = classifier(s)
+        self.masked = MaskedPatches(s) if s.pretraining == "masked" else None
 
     def plain_iteration(self, levels, tokens):
         """One iteration of the column loop, as the paper has it, all from the old state:
@@ -131,7 +146,8 @@ class Agglomerator(nn.Module):
             L_k <- (w_l L_k + w_BU BU_k(L_k-1) + w_TD TD_k(L_k+1) + w_A A(L_k)) / c_k
 
         K levels (d, B, n), tokens (d, B, n) -> K levels. Below level 0 are the tokens, above the
-        top level is nothing; c_k counts what a level receives, 4, on top 3.
+        top level is nothing; c_k counts what a level receives, 4, on top 3. With a `consensus` that
+        heeds agreement, w_AA AA_k(L_k) comes to it, and c_k is 5, on top 4.
         """
         below, above, new = [tokens, *levels[:-1]], levels[1:], []
         for k, level in enumerate(levels):
@@ -139,16 +155,21 @@ class Agglomerator(nn.Module):
             if k < len(above):
                 received.append(self.wTD * self.top_down.plain(above[k], k))
             received.append(self.wA * self.attention.plain(level))
+            if self.agreement_attention is not None:
+                received.append(self.wAA * self.agreement_attention.plain(level, k))
             new.append(sum(received) / len(received))
         return new
 
     def prepare(self, tokens):
         """What all iterations share, computed once from tokens (d, B, n): the scaled bottom-up and
-        top-down nets, w_BU BU_0(tokens) / c_0, w_l / c and w_A / c."""
+        top-down nets, w_BU BU_0(tokens) / c_0, and w / c of what columns hold and agree on."""
         bottom_up = self.bottom_up.scaled(self.wBU / self.received)
-        top_down = self.top_down.scaled(self.wTD / 4)
+        top_down = self.top_down.scaled(self.wTD / len(self.mixing_names))
         from_tokens = bottom_up(tokens[None], 0)  # (1, d, B, n)
-        return bottom_up, top_down, from_tokens, self.wl / self.received, self.wA / self.received
+        scales = [self.wl / self.received, self.wA / self.received]
+        if self.agreement_attention is not None:
+            scales.append(self.wAA / self.received)
+        return bottom_up, top_down, from_tokens, *scales
 
     def iterate(self, state, shared, keep, alike=False):
         """The same as `plain_iteration`, with less work: `State` -> `State`.
@@ -160,7 +181,7 @@ class Agglomerator(nn.Module):
             alike: the columns of the state are all equal, as they are at first. The norm of equal
                 columns passes no gradient on, but in floats it passes rounding noise, magnified.
         """
-        bottom_up, top_down, from_tokens, wl, wA = shared
+        bottom_up, top_down, from_tokens, wl, wA, *wAA = shared
         K = self.settings.levels
         lowest = K - keep
         runs = [] if lowest else [(0, from_tokens)]
@@ -177,6 +198,8 @@ class Agglomerator(nn.Module):
             if len(own):
                 at = end - len(own)
                 runs.append((at, wl[at:end] * own + wA[at:end] * self.attention(own)))
+                if wAA:
+                    runs.append((at, wAA[0][at:end] * self.agreement_attention(own, at)))
         return add_up(runs, lowest, min(state.heard + 1, K), K)
 
     def _loop(self, images, keeps, state=None):
@@ -217,6 +240,21 @@ class Agglomerator(nn.Module):
         states = self._loop(images, [self.settings.levels] * self.settings.n_iters)
         embedding = self._embed(states[self.settings.denoise_iter], images.shape[0])
         return embedding, states[-1].whole(images.shape[0])
+
+    def reconstruct(self, images, hidden):
+        """Predict an image of which patches are hidden, from level 0 of the last iteration.
+
+        Args:
+            images: (B, n_channels, image_size, image_size).
+            hidden: (B, image_size, image_size) bool, from `MaskedPatches.draw`.
+
+        Returns:
+            (pixels, states): (B, n_channels, image_size, image_size), of which those that were not
+            hidden are not trained; and the T + 1 `State`s.
+        """
+        keeps = [self.settings.levels] * self.settings.n_iters
+        states = self._loop(self.masked.hide(images, hidden), keeps)
+        return self.masked.pixels(states[-1].bottom), states
 
     def _embed(self, state, n_images):
         top = state.top.expand(-1, n_images, -1).permute(1, 2, 0)  # (B, n, d)

@@ -5,6 +5,9 @@ import math
 import torch.nn.functional as F
 from torch import nn
 
+from agglomerator.config.checks import WINDOW
+from agglomerator.util.precision import upcast, without_autocast
+
 
 class GridPool(nn.Module):
     """Means of the columns in the cells of a coarser grid: (B, n, d) -> (B, d * side^2).
@@ -22,19 +25,51 @@ class GridPool(nn.Module):
         return F.adaptive_avg_pool2d(grid, self.side).flatten(1)
 
 
-def contrastive_head(settings):
-    """Top level (B, n, d) -> embedding (B, contr_dim), not yet of unit length.
+class WindowSum(nn.Module):
+    """Sums over windows of 4x4 columns, in which columns unlike the others weigh most (Zeng et al.,
+    "Agreement aware and dissimilarity oriented GLOM", ICCV 2025): (B, n, d) -> (B, n / 16, d).
 
-    The kind "flatten", as published, has (n d)^2 weights; "grid" has head_side^2 d contr_dim,
-    however many columns there are.
+    With s_ij the cosine of two columns of a window, w_i = sum_j exp(1 - s_ij), divided by the
+    greatest of the window; the sum is that of w_i l_i. Windows are row-major.
     """
-    s = settings
-    if s.head == "flatten":
-        pool, width = nn.Flatten(), s.n_columns * s.patch_dim
-    else:
+
+    def forward(self, columns):
+        side = math.isqrt(columns.shape[1]) // WINDOW
+        grid = columns.unflatten(1, (side, WINDOW, side, WINDOW)).transpose(2, 3)
+        windows = grid.flatten(3, 4).flatten(1, 2)  # (B, n / 16, 16, d)
+        unit = F.normalize(upcast(windows), dim=-1)
+        with without_autocast(columns.device):
+            weights = (1 - unit @ unit.mT).exp().sum(-1)  # (B, n / 16, 16)
+        weights = weights / weights.amax(-1, keepdim=True)
+        return (weights[..., None].to(windows.dtype) * windows).sum(2)
+
+
+class Mean(nn.Module):
+    """The mean of all columns: (B, n, d) -> (B, d)."""
+
+    def forward(self, columns):
+        return columns.mean(1)
+
+
+def contrastive_head(settings):
+    """Top level (B, n, d) -> embedding (B, embedding_dim), not yet of unit length.
+
+    The kind "flatten", as published, has (n d)^2 weights; "dissimilarity" is the same after a sum
+    over windows; "grid" has head_side^2 d contr_dim, however many columns there are; "mean" has
+    the 2 d of its norm.
+    """
+    s, windows = settings, []
+    if s.head == "mean":
+        return nn.Sequential(nn.LayerNorm(s.patch_dim), Mean())
+    if s.head == "grid":
         pool, width = GridPool(s.head_side), s.head_side**2 * s.patch_dim
-    hidden = width if s.head == "flatten" else s.contr_dim
+    else:
+        pool, width = nn.Flatten(), s.n_columns * s.patch_dim
+    if s.head == "dissimilarity":
+        windows, width = [WindowSum()], width // WINDOW**2
+    hidden = s.contr_dim if s.head == "grid" else width
     return nn.Sequential(
+        *windows,
         nn.LayerNorm(s.patch_dim),
         nn.Dropout(s.dropout),
         pool,  # (B, width)
@@ -50,6 +85,9 @@ def contrastive_head(settings):
 
 
 def classifier(settings):
-    """Embedding (B, contr_dim) -> logits (B, n_classes)."""
-    width, n_classes = settings.contr_dim, settings.n_classes
+    """Embedding (B, embedding_dim) -> logits (B, n_classes). That of the mean of the columns is
+    linear, after a norm, which undoes its unit length."""
+    width, n_classes = settings.embedding_dim, settings.n_classes
+    if settings.head == "mean":  # the last index is the same in all
+        return nn.Sequential(nn.LayerNorm(width), nn.Identity(), nn.Linear(width, n_classes))
     return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, n_classes))

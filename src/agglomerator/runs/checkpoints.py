@@ -39,7 +39,7 @@ class Checkpoint:
         weights: state dict of the `Agglomerator`.
         settings: by name, as far as the file tells: all of them in this project's own format,
             those that shapes show in the published one.
-        stage: "contrastive", "supervised" or "finetuned"; None in the published format.
+        stage: that of `Settings`; None in the published format.
         epochs, step: epochs and optimizer steps done.
         resumable: it holds the state of a training, not only weights.
         began_from: `fingerprint` of the weights that its training began from, where it tells.
@@ -204,7 +204,7 @@ def build(checkpoint, new_classes=None, **flags):
     shown = shapes_show(checkpoint.weights)
     shown.pop("image_size", None)
     side = shown.get("conv_image_size", settings["conv_image_size"]) // shown["patch_size"]
-    if settings["head"] not in ("flatten", "grid"):  # one that somebody has added
+    if settings["head"] not in ("flatten", "grid", "dissimilarity", "mean"):  # somebody's own
         shown = {name: value for name, value in shown.items() if not name.startswith("head")}
     elif settings["head"] == "grid" and settings.get("head_side") == side:
         shown.pop("head")  # the weights of both kinds may have the same shapes then

@@ -5,7 +5,8 @@ from pathlib import Path
 from agglomerator.config.pictures import FIGURE_FORMATS
 
 SPLITS = "train", "val", "test"
-PREFIXES = {"contrastive": "", "supervised": "supervised_", "finetuned": "finetuned_"}
+PREFIXES = {"contrastive": "", "masked": "masked_",
+            "supervised": "supervised_", "finetuned": "finetuned_"}  # fmt: skip
 
 
 class RunFolder:
@@ -16,7 +17,7 @@ class RunFolder:
 
     Attributes:
         path: of the folder.
-        stage: "contrastive", "supervised" or "finetuned".
+        stage: "contrastive", "masked", "supervised" or "finetuned".
         best, last: checkpoints: the best in validation, and that of the last epoch.
         flags: all settings of the training, a flagfile.
         record: what ran, by what and where, JSON.
@@ -57,7 +58,8 @@ class RunFolder:
 
     def test_pictures(self, kinds=None):
         """Paths of the pictures of islands that a test draws, of `figure_kinds` or others."""
-        names = f"{self.stage}_test", f"{self.stage}_test_iterations"
+        names = [f"{self.stage}_test", f"{self.stage}_test_iterations"]
+        names += [f"{self.stage}_test_reconstructions"] * (self.stage == "masked")
         kinds = self.figure_kinds if kinds is None else kinds
         return [self.islands / f"{name}.{kind}" for name in names for kind in kinds]
 

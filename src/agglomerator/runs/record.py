@@ -32,7 +32,7 @@ except ImportError:  # Windows: two runs of one name are not noticed there
 # The settings that decide the figures of a test or of freeze.
 DECISIVE = {n for n, option in FIELDS.items() if option.metadata["group"] in ("data", "model")}
 DECISIVE |= {"seed", "precision", "island_threshold", "island_loss", "temperature", "images"}
-DECISIVE |= {"agreement", "agreement_cue"}
+DECISIVE |= {"agreement", "agreement_cue", "level_cosine"}
 DECISIVE -= {"num_workers", "limit_val", "recompute"}
 
 _HELD = {}  # path of a lock -> its open file, for as long as this process lives
@@ -140,7 +140,7 @@ def put_aside(folder, start, move=True):
         move: False if the run continues from before its end: everything also stays where it is.
     """
     left = folder.of_training() + folder.of_test()
-    if folder.stage == "contrastive":
+    if folder.stage in ("contrastive", "masked"):
         left = [path for path in left if path.parent != folder.islands] + [folder.islands]
     frozen = _read(folder.frozen_record)
     if isinstance(frozen, dict) and frozen.get("stage") == folder.stage:

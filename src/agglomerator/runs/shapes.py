@@ -46,6 +46,8 @@ def shapes_show(weights):
         "tokenizer": tokenizer,
         "tokenizer_depth": depth,
         "column_norm": "places" if "bottom_up.net.1.weight" in weights else "plain",
+        "pretraining": "masked" if "masked.patch" in weights else "contrastive",
+        "consensus": _consensus(weights),
         "n_classes": weights["classification_head_from_contr.2.weight"].shape[0],
     }
     if n_columns is not None:
@@ -64,8 +66,22 @@ def _n_columns(weights):
     return weights[MASK].shape[-1] if MASK in weights else None
 
 
+def _consensus(weights):
+    sign = weights.get("agreement_attention.sign")
+    if sign is None:
+        return "published"
+    return "agreement_repel" if sign > 0 else "agreement"
+
+
 def _head(weights, n_columns, patch_dim):
-    """What the weights show of the head; nothing of one that is neither of the project's."""
+    """What the weights show of the head; nothing of one that is none of the project's."""
+    norms = [name for name in weights if name.startswith("contrastive_head.")]
+    linear = "classification_head_from_contr.0.weight"
+    if norms == ["contrastive_head.0.weight", "contrastive_head.0.bias"]:
+        return {"head": "mean"} if weights[linear].dim() == 1 else {}
+    windowed = weights.get("contrastive_head.11.weight")  # its indices are one higher
+    if windowed is not None:
+        return {"head": "dissimilarity", "contr_dim": windowed.shape[0]}
     first, last = (weights.get(f"contrastive_head.{i}.weight") for i in (5, 10))
     if first is None or last is None or first.dim() != 2 or last.dim() != 2:
         return {}

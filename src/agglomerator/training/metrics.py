@@ -77,7 +77,7 @@ class RunMetrics(nn.Module):
 
     Args:
         n_classes: number of classes of the data set.
-        width: of an embedding, contr_dim.
+        width: of an embedding.
         levels: K, of a column.
     """
 

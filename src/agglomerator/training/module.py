@@ -1,4 +1,4 @@
-"""The two stages of training: contrastive pre-training, then a classifier on the embedding."""
+"""The two stages of training: pre-training, contrastive or masked, then a classifier."""
 
 import copy
 import dataclasses
@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from agglomerator.data.composites import compose
 from agglomerator.training.agreement import agreement_loss
 from agglomerator.training.losses import supervised_contrastive_loss
+from agglomerator.training.masked import hidden_pixel_loss, level_cosine_loss
 from agglomerator.training.metrics import Predictions, RunMetrics
 from agglomerator.training.optim import Muon
 from agglomerator.training.pairs import unit_maps
@@ -36,6 +37,8 @@ class LitAgglomerator(LightningModule):
       --agreement the loss that asks for islands is added; if that is of composites, the second view
       is the image's figure on another ground. The accuracy is that of the nearest
       class mean in the embedding.
+    - Masked: the mean squared error of the pixels of hidden patches, predicted from level 0. It
+      knows no classes, and learns no head.
     - Supervised: cross-entropy. Only the classifier learns; the rest behaves as in evaluation.
     - Finetuned: cross-entropy. Everything learns.
 
@@ -49,24 +52,28 @@ class LitAgglomerator(LightningModule):
     def __init__(self, model, settings, data, own_classifier=True):
         super().__init__()
         self.stage = settings.stage
-        self.by_class_means = self.stage == "contrastive" or not own_classifier
+        self.by_class_means = not settings.classifies or not own_classifier
         self.save_hyperparameters(dataclasses.asdict(settings) | {"stage": self.stage})
         self.model = model
         self.settings = settings
         self.data = data
-        self.metrics = RunMetrics(len(data.classes), settings.contr_dim, settings.levels)
+        self.metrics = RunMetrics(len(data.classes), settings.embedding_dim, settings.levels)
         for name, parameter in model.named_parameters():
-            in_classifier = name.startswith("classification_head")
-            if self.stage == "finetuned":
-                parameter.requires_grad = True
-            else:
-                parameter.requires_grad = in_classifier == (self.stage == "supervised")
+            parameter.requires_grad = self._learns(name.partition(".")[0])
         self.first_step = self._compiled = None
         self.began_from = None  # fingerprint of the weights
         self.teacher = None
         if settings.is_taught:
             self.teacher = Teacher(copy.deepcopy(model).eval())
         self.train()  # a network from a checkpoint comes in evaluation mode
+
+    def _learns(self, part):
+        """Whether a part of the network learns in this stage."""
+        classifier = "classification_head_from_contr"
+        if self.stage == "supervised":
+            return part == classifier
+        idle = {"contrastive": [classifier], "masked": [classifier, "contrastive_head"]}
+        return part not in idle.get(self.stage, ["masked"])
 
     def train(self, mode=True):
         super().train(mode)
@@ -81,6 +88,8 @@ class LitAgglomerator(LightningModule):
         if self.stage == "contrastive":
             loss, embedding = self._contrast(images, labels, generator)
             self.metrics.class_means.update(embedding, labels.repeat(2))
+        elif self.stage == "masked":
+            loss = self._reconstruct(self.data.augmented_view(images, generator), generator)
         else:
             logits = self.logits(self._embed(self.data.augmented_view(images, generator)))
             loss = F.cross_entropy(upcast(logits), labels)
@@ -137,6 +146,15 @@ class LitAgglomerator(LightningModule):
         teacher = self.teacher if self.training else Teacher(self.model)
         return teacher.islands(self.data.view(images))
 
+    def _reconstruct(self, views, generator):
+        """The loss of the pixels of hidden patches of views (B, C, H, W)."""
+        hidden = self.model.masked.draw(len(views), generator, views.device)
+        pixels, states = self.model.reconstruct(views, hidden)
+        loss = hidden_pixel_loss(pixels, views, hidden)
+        if self.settings.level_cosine:
+            loss = loss + self.settings.level_cosine * level_cosine_loss(self.model, states)
+        return loss
+
     def _composites(self, images, generator):
         """Embeddings (2B, contr_dim) of a view of each image, and of its figure on the ground of
         another; and the loss of the islands in composites of the views."""
@@ -172,6 +190,9 @@ class LitAgglomerator(LightningModule):
         in memory that the next replay writes. Several processes exchange embeddings in the loss,
         which is left out there.
         """
+        if self.stage == "masked":
+            self.model.reconstruct = torch.compile(self.model.reconstruct)
+            return
         if self.stage != "contrastive" or processes > 1:
             if self.settings.agreement and self.stage == "contrastive":
                 self.model.with_levels = torch.compile(self.model.with_levels)
@@ -261,7 +282,7 @@ class LitAgglomerator(LightningModule):
             setattr(holder, name, mine.to(own))
 
     def on_train_epoch_end(self):
-        mixing = {name: getattr(self.model, name) for name in ("wl", "wBU", "wTD", "wA")}
+        mixing = {name: getattr(self.model, name) for name in self.model.mixing_names}
         self.log_dict(mixing)
 
     def on_validation_epoch_start(self):
@@ -271,10 +292,11 @@ class LitAgglomerator(LightningModule):
         loss, logits, levels = self._evaluate(batch, batch_idx)
         metrics = self.metrics
         metrics.islands.update_states(levels, **self.settings.found_by)
-        metrics.val_accuracy(logits, batch[1])
         metrics.val_loss(loss.expand(len(batch[1])))
         self.log("val_loss", metrics.val_loss, prog_bar=True)
-        self.log("val_acc", metrics.val_accuracy, prog_bar=True)
+        if self.stage != "masked":
+            metrics.val_accuracy(logits, batch[1])
+            self.log("val_acc", metrics.val_accuracy, prog_bar=True)
 
     def on_validation_epoch_end(self):
         for level, scores in enumerate(self.metrics.islands.compute()):
@@ -309,9 +331,24 @@ class LitAgglomerator(LightningModule):
             logits = (logits + self.logits(self.model(views.flip(-1)))) / 2
         if self.stage == "contrastive":
             loss, _ = self._contrast(images, labels, self._generator(batch_idx))
+        elif self.stage == "masked":
+            loss = self._reconstruct(views, self._generator(batch_idx))
         else:
             loss = F.cross_entropy(upcast(logits), labels)
         return loss, logits, levels
+
+    def reconstruct(self, views):
+        """Hide patches of views (B, C, H, W), always the same ones, and predict them.
+
+        Returns:
+            (hidden, pixels, errors): (B, H, W) bool; (B, C, H, W), normalised as the views are; and
+            (B,), the mean squared error of the hidden pixels of each image.
+        """
+        generator = seeded_generator(self.settings.seed)
+        hidden = self.model.masked.draw(len(views), generator, views.device)
+        pixels = upcast(self.model.reconstruct(views, hidden)[0])
+        each = zip(*(x.split(1) for x in (pixels, views, hidden)), strict=True)
+        return hidden, pixels, torch.stack([hidden_pixel_loss(*one) for one in each])
 
     def predict_step(self, batch, batch_idx):
         images, labels = batch

@@ -1,7 +1,8 @@
 """A folder of images: train/<class>/*, test/<class>/*, and val/<class>/* if there is one.
 
-The classes are the names of the folders in train/, sorted. Images may have any format, size and
-mode that `data.images.read_image` takes; how it treats them is told there.
+The classes are the names of the folders in train/, sorted. Masked pre-training needs none: there
+the images may lie anywhere in train/, and test/ may be missing. Images may have any format, size
+and mode that `data.images.read_image` takes; how it treats them is told there.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from agglomerator.util.machine import memory, processes_here
 from agglomerator.util.terminal import say
 
 MEMORY_SHARE = 0.4
+UNLABELLED = "unlabelled"  # the one class of images without classes
 LAYOUT = "train/<class>/* and test/<class>/*"
 # Folders and files that systems add. Names that begin with a dot are hidden, too.
 OF_SYSTEMS = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information",
@@ -40,31 +42,34 @@ def folder_of(settings):
 
 
 def class_names(settings):
-    """Names of the classes: those of the folders in train/, sorted."""
-    return _listing(folder_of(settings) / "train")[0]
+    """Names of the classes: those of the folders in train/, sorted; for masked pre-training one
+    class if there are less than two folders."""
+    folder = folder_of(settings)
+    return _lister(settings, folder)(folder / "train")[0]
 
 
 def fingerprint(settings):
     """SHA-256 of the names of all training images, as a hexadecimal string."""
-    return _fingerprint(folder_of(settings) / "train")
+    folder = folder_of(settings)
+    return _fingerprint(folder / "train", _lister(settings, folder))
 
 
 @lru_cache
-def _fingerprint(folder):
+def _fingerprint(folder, lister):
     digest = hashlib.sha256()
-    for path in _listing(folder)[1]:
+    for path in lister(folder)[1]:
         digest.update(os.fsencode(path[len(str(folder)) :]) + b"\0")
     return digest.hexdigest()
 
 
-def splits_of(folder):
+def splits_of(folder, tested=True):
     """Which folder below a data set's holds "train", "test" and, if it has its own, "val".
 
     Raises:
-        UserError: there is neither test/ nor val/.
+        UserError: there is neither test/ nor val/; not unless `tested`.
     """
     has = {name for name in ("test", "val") if (folder / name).is_dir()}
-    if not has:
+    if not has and tested:
         raise UserError(f"{folder}: has no test/ folder (nor val/); put {LAYOUT} there.")
     if has == {"val"}:
         return {"train": "train", "test": "val"}
@@ -91,19 +96,20 @@ def read_folder(settings, split, size):
 
     Returns:
         An `ImageSet` or `ImageFiles` of n_channels, size x size; None for "val" if there is no
-        such folder.
+        such folder, and in masked pre-training for "test".
 
     Raises:
         UserError: something is wrong with the folder or an image. The message names it.
     """
     folder = folder_of(settings)
-    names = splits_of(folder)
+    names = splits_of(folder, tested=settings.stage != "masked")
     if split not in names:
         return None
-    classes = _listing(folder / "train")[0]
+    lister = _lister(settings, folder)
+    classes = lister(folder / "train")[0]
     n_images = 0
     for name in names.values():
-        own, paths, labels = _listing(folder / name)
+        own, paths, labels = lister(folder / name)
         n_images += len(paths)
         unknown = [c for c in own if c not in classes]
         if unknown:
@@ -172,6 +178,25 @@ def pages_of_files(settings, rows=8):
         raise UserError(f"--images={path}: none of {len(numbers)} files can be read as an image.")
 
 
+def _lister(settings, folder):
+    """What lists the images of a folder in that of a data set, `_listing` or `_unlabelled`."""
+    if settings.stage != "masked":
+        return _listing
+    entries = _entries(folder / "train")
+    return _listing if sum(path.is_dir() for path in entries) > 1 else _unlabelled
+
+
+@lru_cache
+def _unlabelled(folder):
+    """The same as `_listing`, of all images below a folder as one class."""
+    paths, others = images_below(folder)
+    if not paths:
+        raise UserError(f"{folder}: no image in it{_no_images(others)}; put images there.")
+    if others:
+        say(f"{folder}: left out{_no_images(others)}.")
+    return [UNLABELLED], paths, [0] * len(paths)
+
+
 @lru_cache
 def _listing(folder):
     """Classes (sorted), paths (sorted by class and name) and labels of the images in a folder."""
@@ -195,7 +220,10 @@ def _listing(folder):
         classes.append(path.name)
     if folder.name == "train" and len(classes) < 2:
         found = f"one class only, {classes[0]}" if classes else "no folders of classes"
-        raise UserError(f"{folder}: holds {found}; at least two are needed, as in {LAYOUT}.")
+        raise UserError(
+            f"{folder}: holds {found}; at least two are needed, as in {LAYOUT} (none for "
+            "--pretraining=masked)."
+        )
     if others:
         say(f"{folder}: left out{_no_images(others)}.")
     loose = sum(path.suffix.lower() in known for path in entries if not path.is_dir())
