@@ -3,24 +3,22 @@ means, as a user runs them."""
 
 import csv
 import json
-import re
+import os
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_here, run_main
+from conftest import run_here, run_main
+from test_flags import parse
 from test_plan import FOLDER, SHADES, write
 
-from agglomerator import load_checkpoint
+from agglomerator import Agglomerator, load_checkpoint
 from agglomerator.config import Settings
-from agglomerator.length import complete_from_images, length_for
+from agglomerator.length import LENGTH, complete_from_images, length_for
 from agglomerator.model.heads import classifier, start_from_means
 
-SMALL = {
-    name: value
-    for name, value in FOLDER.items()
-    if name not in ("batch_size", "max_epochs", "lr_speed", "supervised_epochs")
-}
+SMALL = {name: value for name, value in FOLDER.items() if name not in LENGTH[:4]}
+DERIVED = length_for(8000) | {"learning_rate": SMALL["learning_rate"]}  # this one is given
 
 
 def test_length_for_any_number_of_images():
@@ -35,6 +33,8 @@ def test_length_for_any_number_of_images():
             assert batch >= previous[0] and epochs <= previous[1]
             assert epochs * n_images >= previous[1] * previous[2]  # more images, more work
         previous = batch, epochs, n_images
+    assert length_for(10**4, optimizer="muon")["learning_rate"] == 0.012  # that of CIFAR-10
+    assert length_for(800, optimizer="muon")["learning_rate"] == 0.006
     assert length_for(96)["max_epochs"] == round(1000 * 96**-0.4)
     whole = length_for(10**5)["batch_size"]
     assert [length_for(10**5, n)["batch_size"] for n in (2, 8, 1000)] == [whole // 2, whole // 8, 1]
@@ -42,11 +42,17 @@ def test_length_for_any_number_of_images():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """(folder, output, what was said) of a network trained on 1600 images without any length."""
+    """(folder, output, what was said) of a network trained on a folder, no length given: 8000
+    images to learn from, so that there are few epochs."""
     place = tmp_path_factory.mktemp("length")
-    folder, output = write(place / "shades", SHADES, n_train=500), place / "output"
+    folder, output = write(place / "shades", SHADES, n_train=100), place / "output"
+    for path in list((place / "shades" / "train").rglob("*.png")):
+        for copy in range(1, 25):
+            os.link(path, path.with_name(f"{path.stem}_{copy}.png"))
     flags = dict(SMALL, mode="all", data_dir=folder, output_dir=output)
-    said = run_main(*(f"--{name}={value}" for name, value in flags.items()), "--limit_train=2")
+    said = run_main(
+        *(f"--{name}={value}" for name, value in flags.items()), "--limit_train=1", "--limit_val=1"
+    )
     return folder, output / "run", said.stdout
 
 
@@ -56,10 +62,10 @@ def stored(path):
 
 def test_a_folder_trains_without_a_batch_and_a_length(trained):
     _, output, said = trained
-    wanted = length_for(1600)
+    wanted = DERIVED
     lines = [line for line in said.splitlines() if "training images follows" in line]
     batch = f"--batch_size={wanted['batch_size']}"
-    assert len(lines) == 2 and all(batch in line and " 1600 " in line for line in lines)
+    assert len(lines) == 2 and all(batch in line and " 8000 " in line for line in lines)
     assert f"--max_epochs={wanted['max_epochs']};" in lines[0]
     assert f"--supervised_epochs={wanted['supervised_epochs']};" in lines[1]
     one, two = (stored(output / "checkpoints" / f"{p}best.ckpt") for p in ("", "supervised_"))
@@ -77,21 +83,24 @@ def test_what_is_given_stays_and_decides(trained):
     folder, output, _ = trained
     settings = Settings(**SMALL | dict(data_dir=folder))
     derived = complete_from_images(settings, set(SMALL))
-    assert length_for(1600).items() <= vars(derived).items()
+    assert DERIVED.items() <= vars(derived).items()
     given = settings.replace(batch_size=8, max_epochs=3, lr_speed=3)
     found = complete_from_images(given, {*SMALL, "batch_size", "max_epochs"})
     assert found == given  # with --max_epochs stage two is as long as stage one
     assert complete_from_images(settings.replace(dataset="digits"), set()).batch_size == 1024
+    free = settings.replace(batch_size=32, optimizer="muon")  # the rate follows from the batch
+    found = complete_from_images(free, {*SMALL, "batch_size"} - {"learning_rate"})
+    assert (found.batch_size, found.learning_rate) == (32, 0.006)
 
 
 def test_resume_and_stage_two_keep_what_the_checkpoint_was_trained_with(trained, tmp_path, capsys):
     folder, output, _ = trained
-    flags = dict(SMALL, data_dir=folder, output_dir=str(tmp_path), limit_train=1)
+    flags = dict(SMALL, data_dir=folder, output_dir=str(tmp_path), limit_train=1, limit_val=1)
     run_here(**flags, batch_size=20, max_epochs=2)
     last = str(tmp_path / "run" / "checkpoints" / "last.ckpt")
     run_here(**flags, resume_training=True)
     said = capsys.readouterr().out
-    assert "It is done" in said and "more than --max_epochs=2," in said
+    assert "It is done" in said and "more than --max_epochs=2" in said
     run_here(**flags, supervise=True, load_checkpoint_dir=last, supervised_epochs=1)
     assert stored(last.replace("last", "supervised_last"))["batch_size"] == 20
 
@@ -109,15 +118,9 @@ def test_a_folder_of_fewer_images_than_a_batch(tmp_path):
 
 
 def test_the_shipped_config_is_small_and_has_enough_columns():
-    from agglomerator import Agglomerator
-
-    text = (ROOT / "config" / "config_ImageFolder.cfg").read_text()
-    found = dict(re.findall(r"^--(\w+)=(\S+)$", text, re.MULTILINE))
-    assert not {"batch_size", "max_epochs", "lr_speed", "supervised_epochs"} & found.keys()
-    numbers = {name: int(value) if value.isdigit() else value for name, value in found.items()
-               if name in "image_size patch_size patch_dim tokenizer tokenizer_width "
-               "tokenizer_depth head head_side contr_dim levels iters".split()}  # fmt: skip
-    model = Agglomerator(**numbers, conv_image_size=numbers["image_size"] // 4, n_classes=200)
+    found = parse("--flagfile=config/config_ImageFolder.cfg")
+    assert not set(LENGTH) & set(found["given"])
+    model = Agglomerator(**found["settings"] | {"n_classes": 200})
     assert model.settings.grid_size >= 7
     assert sum(p.numel() for p in model.parameters()) < 2.5e6
 

@@ -1,5 +1,5 @@
-"""How long a training lasts and how large its batches are, where the user does not say: from the
-number of training images, for data sets of any size (`DataSetEntry.of_any_size`)."""
+"""How long a training lasts, and how large its batches and steps are, where the user does not say:
+from the number of training images, for data sets of any size (`DataSetEntry.of_any_size`)."""
 
 import math
 
@@ -8,36 +8,43 @@ from agglomerator.data.sets.folder import n_training_images
 from agglomerator.util.machine import devices_of, processes_here
 
 SMALLEST, LARGEST = 16, 256  # batches
-LENGTH = "batch_size", "max_epochs", "lr_speed", "supervised_epochs"
+RATES = {"muon": 0.012, "adamw": 0.002}  # peaks of stage one, for a batch of 128
+LENGTH = "batch_size", "max_epochs", "lr_speed", "supervised_epochs", "learning_rate"
 
 
-def length_for(n_images, processes=1):
-    """Batch and epochs for a number of training images.
+def length_for(n_images, processes=1, optimizer="adamw", batch=None):
+    """Batch, epochs and learning rate for a number of training images.
 
     The batch grows with the square root of the number of images, from 16 to 256 in powers of two,
     divided among the processes; an epoch has at least four of them. The images seen in stage one
     grow with the power 0.6: 100 images are seen 158 times, 10000 25 times, a million 4 times. Stage
-    two takes a fifth of these epochs, at least 2.
+    two takes a fifth of these epochs, at least 2. The learning rate grows with the square root of
+    the batch, for the noise of a gradient falls so.
 
     Args:
         n_images: to learn from, without those held out.
         processes: that train together.
+        optimizer: a key of `RATES`.
+        batch: images of a batch in each process, if they are decided.
 
     Returns:
         A dictionary of the settings `LENGTH`.
 
     Example:
-        >>> length_for(50000)
-        {'batch_size': 256, 'max_epochs': 13, 'lr_speed': 13, 'supervised_epochs': 3}
+        >>> length_for(10000)["batch_size"], length_for(10000)["max_epochs"]
+        (128, 25)
     """
     whole = 2 ** round(math.log2(max(n_images, 1)) / 2)
     whole = min(max(SMALLEST, min(whole, LARGEST)), max(n_images // 4, 1))
+    batch = max(1, whole // processes) if batch is None else batch
+    rate = RATES[optimizer] * (batch * processes / 128) ** 0.5
     epochs = max(1, round(1000 * max(n_images, 1) ** -0.4))
     return {
-        "batch_size": max(1, whole // processes),
+        "batch_size": batch,
         "max_epochs": epochs,
         "lr_speed": epochs,
         "supervised_epochs": max(2, round(epochs / 5)),
+        "learning_rate": float(f"{rate:.2g}"),
     }
 
 
@@ -46,7 +53,7 @@ def derived_of(settings, given):
     the user did not give. Who gives --max_epochs decides on both stages."""
     if not registry.entry_of(settings).of_any_size:
         return []
-    decided = set(LENGTH[1:]) if "max_epochs" in given else set()
+    decided = set(LENGTH[1:4]) if "max_epochs" in given else set()
     return [name for name in LENGTH if name not in given | decided]
 
 
@@ -72,7 +79,9 @@ def complete_from_images(settings, given, start=None, counts=True):
     found = {}
     if counts:
         n_images = n_training_images(of)
-        found = length_for(n_images, processes_here(settings) * devices_of(settings)[1])
+        processes = processes_here(settings) * devices_of(settings)[1]
+        batch = settings.batch_size if "batch_size" in given else None
+        found = length_for(n_images, processes, settings.optimizer, batch)
     if start is not None and start.stage is not None:
         same = not counts or start.training_images == registry.training_images(of)
         goes_on = settings.resume_training and start.stage == settings.stage
@@ -84,9 +93,9 @@ def complete_from_images(settings, given, start=None, counts=True):
 def tell_length(settings, given, n_images):
     """The line that says what was derived for this stage, or None."""
     names = derived_of(settings, given)
-    epochs = "max_epochs" if settings.stage == "contrastive" else "supervised_epochs"
-    said = [f"--{name}={getattr(settings, name)}" for name in ("batch_size", epochs)
-            if name in names]  # fmt: skip
+    one = "batch_size", "max_epochs", "learning_rate"
+    wanted = one if settings.stage == "contrastive" else ("batch_size", "supervised_epochs")
+    said = [f"--{name}={getattr(settings, name)}" for name in wanted if name in names]
     if not said:
         return None
     return f"From the {n_images} training images follows {' '.join(said)}; give others if you like."

@@ -19,7 +19,11 @@ class TrainingSettings:
         choices=("adamw", "muon"),
     )
     learning_rate: float = setting(
-        "training", 0.05, "Peak learning rate of the one-cycle schedule.", low=0
+        "training",
+        0.05,
+        "Peak learning rate of the one-cycle schedule. Unless you give it, that of ImageFolder "
+        "follows from the batch.",
+        low=0,
     )
     agreement: float = setting(
         "training",
