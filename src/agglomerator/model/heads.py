@@ -67,8 +67,8 @@ def start_from_means(head, means, scale):
 
     Args:
         head: from `classifier`.
-        means: (n_classes, contr_dim), rows of unit length, or 0 for a class without images, which
-            then gets the least logit of all.
+        means: (n_classes, contr_dim), rows of unit length, or 0 for a class without images, whose
+            logit is then 0.
         scale: of the logits, such as the inverse temperature of the contrastive loss.
 
     Example:
@@ -88,4 +88,4 @@ def start_from_means(head, means, scale):
     first.bias[hidden] = 0
     last.weight.zero_()
     last.weight[:, hidden] = torch.cat((out, -out), 1).to(last.weight)
-    last.bias.copy_(torch.where(means.any(1), 0.0, -scale))
+    last.bias.zero_()
