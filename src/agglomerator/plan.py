@@ -9,6 +9,7 @@ from functools import cached_property
 from agglomerator.config import DESCRIBED, SPLIT_SETTINGS, Settings
 from agglomerator.data import registry
 from agglomerator.data.classes import ClassMap, are_numbers, match
+from agglomerator.length import complete_from_images
 from agglomerator.runs.checkpoints import PUBLISHED_PARTS, Checkpoint, fingerprint, read
 from agglomerator.runs.folder import RunFolder
 from agglomerator.util.errors import UserError
@@ -80,6 +81,7 @@ def resolve(settings, given, use):
         UserError: flags, data set and checkpoint contradict each other, or a checkpoint is missing.
     """
     start = _find_start(settings, use)
+    settings = complete_from_images(settings, given, start, counts=use != "islands")
     settings = of_stage(settings) if use == "train" else _as_trained(settings, start, use)
     if start is None:
         settings = complete_from_data(settings, given)

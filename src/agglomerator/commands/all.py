@@ -4,6 +4,7 @@ from agglomerator.commands.evaluate import test
 from agglomerator.commands.report import how_to_go_on
 from agglomerator.commands.train import done_before, train
 from agglomerator.data import registry
+from agglomerator.length import complete_from_images
 from agglomerator.plan import complete_from_checkpoint, settings_of_test, stage_one, stage_two
 from agglomerator.runs.checkpoints import read
 from agglomerator.runs.resume import Stopped
@@ -14,9 +15,11 @@ from agglomerator.util.terminal import say
 def run_all(settings, given):
     """Stage one, stage two from its best checkpoint, test, with a picture of the islands; with
     --resume_training from where this was stopped."""
+    start = None
     if settings.load_checkpoint_dir is not None:  # the name of the run may follow from it
         start = read(settings.load_checkpoint_dir)
         settings = complete_from_checkpoint(settings, given, start)
+    settings = complete_from_images(settings, given, start)
     try:
         registry.classes_of(settings.replace(supervise=True))  # of which stage two needs some
         one = stage_one(settings)

@@ -14,6 +14,7 @@ from agglomerator.commands.report import (
     summarise,
     tell_blindness,
 )
+from agglomerator.length import tell_length
 from agglomerator.plan import flag_of, of_stage, resolve
 from agglomerator.runs import checkpoints
 from agglomerator.runs.folder import RunFolder
@@ -61,9 +62,10 @@ def train(settings, given, advise=True):
         data.check_batch_size(trainer.world_size)
         module = LitAgglomerator(model, settings, data)
         module.began_from = plan.began_from
+        module.starts_from_means = starts_from_means(plan)
         steps = data.images_an_epoch("train", trainer.world_size) // settings.batch_size
         trainer.log_every_n_steps = max(1, min(10, steps // trainer.world_size))
-        tell_start(plan)
+        tell_start(plan, given, len(data.train))
         prepare_folder(plan, trainer)
         say(describe(module, trainer))
         fit(plan, trainer, module, signals)
@@ -80,9 +82,22 @@ def train(settings, given, advise=True):
     return best
 
 
-def tell_start(plan):
-    """Say what the training begins from, where that is not what the flags suggest."""
+def starts_from_means(plan):
+    """Whether the classifier begins from the class means: it has not learned these classes yet."""
+    start, s = plan.start, plan.settings
+    if start is None or plan.goes_on or s.stage == "contrastive":
+        return False
+    unlearned = start.stage in (None, "contrastive") or not plan.own_classifier
+    return unlearned and s.classifier_start == "class_means"
+
+
+def tell_start(plan, given, n_images):
+    """Say what follows from the number of images, and what the training begins from where that is
+    not what the flags suggest."""
     settings, start = plan.settings, plan.start
+    length = tell_length(settings, given, n_images)
+    if length is not None:
+        say(length)
     if start is not None and settings.resume_training and not plan.goes_on:
         of = "the published format" if start.stage is None else f"the {start.stage} stage"
         say(f"{start.name} is of {of}: the {settings.stage} stage starts from its weights.")

@@ -46,7 +46,8 @@ class DataSettings:
     batch_size: int = setting(
         "data",
         1024,
-        "Images per batch in each process. Stage one makes two views of each image.",
+        "Images per batch in each process. Stage one makes two views of each image. Unless you "
+        "give it, that of ImageFolder follows from the number of images.",
         low=1,
     )
     num_workers: int = setting(

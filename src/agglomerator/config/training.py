@@ -19,7 +19,11 @@ class TrainingSettings:
         choices=("adamw", "muon"),
     )
     learning_rate: float = setting(
-        "training", 0.05, "Peak learning rate of the one-cycle schedule.", low=0
+        "training",
+        0.05,
+        "Peak learning rate of the one-cycle schedule. Unless you give it, that of ImageFolder "
+        "follows from the batch.",
+        low=0,
     )
     agreement: float = setting(
         "training",
@@ -52,16 +56,21 @@ class TrainingSettings:
         "training",
         2000,
         "Length of the one-cycle schedule, in epochs; if you give only max_epochs, it is "
-        "max_epochs. Afterwards the learning rate keeps its last value.",
+        "max_epochs, as it is for ImageFolder. Afterwards the learning rate keeps its last value.",
         low=1,
     )
     max_epochs: int = setting(
-        "training", 10000, "Number of epochs after which training ends.", low=1
+        "training",
+        10000,
+        "Number of epochs after which training ends. Unless you give it, that of ImageFolder "
+        "follows from the number of images.",
+        low=1,
     )
     supervised_epochs: int | None = setting(
         "training",
         None,
-        "Number of epochs of stage two, and the length of its schedule. None: as in stage one.",
+        "Number of epochs of stage two, and the length of its schedule. None: as in stage one, for "
+        "ImageFolder a fifth of it unless you give max_epochs.",
         low=1,
     )
     supervised_learning_rate: float | None = setting(
@@ -69,6 +78,14 @@ class TrainingSettings:
         None,
         "Peak learning rate of stage two. None: learning_rate.",
         low=0,
+    )
+    classifier_start: str = setting(
+        "training",
+        "class_means",
+        "What the classifier of stage two begins from, after stage one or for new classes. "
+        "class_means: it tells the nearest class mean of the training images, and learns from "
+        "there. weights: those of the checkpoint, which after stage one are random, as published.",
+        choices=("class_means", "weights"),
     )
     accumulate: int = setting(
         "training",

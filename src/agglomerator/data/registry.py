@@ -36,6 +36,8 @@ class DataSetEntry:
         erase: whether training applies Random Erasing after RandAugment.
         masks: function (settings, n) -> masks of n training images, for `data/masks.py`. None if
             there are none, or the data set is a folder of images.
+        of_any_size: batch and length of a training follow from the number of its images, where the
+            user does not give them (`length.py`).
     """
 
     read: Callable | None = None
@@ -46,6 +48,7 @@ class DataSetEntry:
     margin: float = 1.0
     erase: bool = False
     masks: Callable | None = None
+    of_any_size: bool = False
 
     @property
     def n_classes(self):
@@ -129,7 +132,7 @@ DATA_SETS = {
     "FashionMNIST": of_torchvision("FashionMNIST", FashionMNIST.classes),
     "smallNORB": DataSetEntry(read_smallnorb, smallnorb.CLASSES, download_smallnorb, margin=1.5),
     "IMAGENET": DataSetEntry(margin=1.125, **IMAGENET_COLOURS),
-    "ImageFolder": DataSetEntry(**IMAGENET_COLOURS),
+    "ImageFolder": DataSetEntry(of_any_size=True, **IMAGENET_COLOURS),
     "PartWhole": DataSetEntry(read_partwhole, CLASSES, masks=partwhole_masks),
     "digits": DataSetEntry(read_digits, DIGITS),
 }

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -91,3 +92,38 @@ def classifier(settings):
     if settings.head == "mean":  # the last index is the same in all
         return nn.Sequential(nn.LayerNorm(width), nn.Identity(), nn.Linear(width, n_classes))
     return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, n_classes))
+
+
+@torch.no_grad()
+def start_from_means(head, means, scale):
+    """Set the weights of a `classifier` so that its logits are scale * cosine of an embedding and
+    the class means.
+
+    GELU(a) - GELU(-a) = a for every a, so that pairs of hidden units pass linear maps unchanged.
+    With more classes than pairs, the means keep the directions in which they differ most. Hidden
+    units that are left over keep their weights and do not contribute at first.
+
+    Args:
+        head: from `classifier`.
+        means: (n_classes, contr_dim), rows of unit length, or 0 for a class without images, whose
+            logit is then 0.
+        scale: of the logits, such as the inverse temperature of the contrastive loss.
+
+    Example:
+        >>> from agglomerator.config import Settings
+        >>> head = classifier(Settings(contr_dim=4, n_classes=2))
+        >>> start_from_means(head, torch.eye(4)[:2], 10)
+        >>> head(torch.eye(4)).round().abs().tolist()
+        [[10.0, 0.0], [0.0, 10.0], [0.0, 0.0], [0.0, 0.0]]
+    """
+    first, _, last = head
+    pairs = min(len(means), first.in_features // 2)
+    u, s, v = torch.linalg.svd(means.double().cpu(), full_matrices=False)
+    gain = scale**0.5
+    into, out = gain * v[:pairs], gain * u[:, :pairs] * s[:pairs]
+    hidden = slice(0, 2 * pairs)
+    first.weight[hidden] = torch.cat((into, -into)).to(first.weight)
+    first.bias[hidden] = 0
+    last.weight.zero_()
+    last.weight[:, hidden] = torch.cat((out, -out), 1).to(last.weight)
+    last.bias.zero_()

@@ -9,6 +9,8 @@ from pytorch_lightning import LightningModule
 from torch.optim.lr_scheduler import OneCycleLR
 
 from agglomerator.data.composites import compose
+from agglomerator.data.transforms import send
+from agglomerator.model.heads import start_from_means
 from agglomerator.training.agreement import agreement_loss
 from agglomerator.training.losses import supervised_contrastive_loss
 from agglomerator.training.masked import hidden_pixel_loss, level_cosine_loss
@@ -20,6 +22,7 @@ from agglomerator.training.teacher import Teacher
 from agglomerator.util.distributed import gather
 from agglomerator.util.precision import upcast, without_autocast
 from agglomerator.util.random import seeded_generator
+from agglomerator.util.terminal import say
 
 
 class OneCycle(OneCycleLR):
@@ -62,6 +65,7 @@ class LitAgglomerator(LightningModule):
             parameter.requires_grad = self._learns(name.partition(".")[0])
         self.first_step = self._compiled = None
         self.began_from = None  # fingerprint of the weights
+        self.starts_from_means = False  # of the classes, in stage two
         self.teacher = None
         if settings.is_taught:
             self.teacher = Teacher(copy.deepcopy(model).eval())
@@ -206,6 +210,28 @@ class LitAgglomerator(LightningModule):
     def on_fit_start(self):
         if self.settings.compile:
             self.compile_steps(self.trainer.strategy.root_device, self.trainer.world_size)
+        if self.starts_from_means:
+            self._start_from_means()
+
+    @torch.no_grad()
+    def _start_from_means(self):
+        """Begin with a classifier that tells the nearest class mean of the training images."""
+        self.eval()
+        means, subset = self.metrics.class_means, self.data.limited("train")
+        with self.trainer.precision_plugin.forward_context():
+            for images, labels in self.data.in_order(subset):
+                images = send(images, self.device)
+                means.update(self.model(self.data.view(images)), labels)
+        head = self.model.classification_head_from_contr
+        start_from_means(head, means.compute(), 1 / self.settings.temperature)
+        for weight in head.parameters():
+            weight.copy_(gather(weight[None])[0])  # the same to the last bit in all processes
+        means.reset()
+        self.train()
+        say(
+            f"The classifier begins from the class means of {len(subset)} training images "
+            "(--classifier_start)."
+        )
 
     @property
     def classified_by(self):

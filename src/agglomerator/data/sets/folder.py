@@ -54,6 +54,14 @@ def fingerprint(settings):
     return _fingerprint(folder / "train", _lister(settings, folder))
 
 
+def n_training_images(settings):
+    """Number of training images without those that --val_share holds out where there is no val/."""
+    folder = folder_of(settings)
+    n_images = len(_listing(folder / "train")[1])
+    own = "val" in splits_of(folder)
+    return n_images if own else n_images - round(settings.val_share * n_images)
+
+
 @lru_cache
 def _fingerprint(folder, lister):
     digest = hashlib.sha256()
