@@ -83,11 +83,12 @@ def train(settings, given, advise=True):
 
 
 def starts_from_means(plan):
-    """Whether the classifier begins from the class means: it has not learned these classes yet."""
+    """Whether the classifier begins from the class means: it has not learned these classes yet.
+    The linear one of --head=mean begins anew."""
     start, s = plan.start, plan.settings
-    if start is None or plan.goes_on or s.stage == "contrastive":
+    if start is None or plan.goes_on or not s.classifies or s.head == "mean":
         return False
-    unlearned = start.stage in (None, "contrastive") or not plan.own_classifier
+    unlearned = start.stage in (None, "contrastive", "masked") or not plan.own_classifier
     return unlearned and s.classifier_start == "class_means"
 
 
