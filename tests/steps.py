@@ -101,11 +101,11 @@ class Step:
             model = Agglomerator(**dataclasses.asdict(s))
             _MODULES[name, device, flags] = LitAgglomerator(model, s, ImageDataModule(s)).to(device)
         self.module = module = _MODULES[name, device, flags]
-        module._compiled = None
+        module.contrast._compiled = None
         if how == "compiled":  # on a GPU by CUDA graphs
             module.compile_steps(torch.device(device))
         elif how == "kernels":
-            module._compiled = torch.compile(module.compare, fullgraph=True, dynamic=False)
+            module.contrast.compile(replayed=False)
         shape = batch, s.n_channels, s.image_size, s.image_size
         images = torch.randint(256, shape, dtype=torch.uint8, device=device)
         self.batch = images, torch.randint(s.n_classes, (batch,), device=device)
@@ -127,7 +127,7 @@ class Step:
 
         def step():
             self.optimizer.zero_grad()
-            self.module._contrast(*self.batch, None)[0].backward()
+            self.module.contrast(*self.batch, None, 0)[0].backward()
             self._move()
 
         for group in self.optimizer.param_groups:

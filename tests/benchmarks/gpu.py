@@ -299,7 +299,7 @@ def count():
         step.optimizer.zero_grad()
         parts = [Operations() for _ in range(3)]
         with parts[0]:
-            loss = step.module._contrast(*step.batch, None)[0]
+            loss = step.module.contrast(*step.batch, None, 0)[0]
         with parts[1]:
             loss.backward()
         with parts[2]:

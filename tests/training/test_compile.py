@@ -35,18 +35,20 @@ def parts(**flags):
 def test_network_and_loss_are_one_graph(flags, precision):
     module, views, labels = parts(**flags)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-        found = torch._dynamo.explain(module.compare)(views, labels)
+        found = torch._dynamo.explain(module.contrast.compare)(views, labels)
     assert found.graph_break_count == 0
     assert found.graph_count == 1
 
 
 def test_a_compiled_step_has_the_gradients_of_an_eager_one():
     module, views, labels = parts()
-    module.compare(views, labels)[0].backward()
+    module.contrast.compare(views, labels)[0].backward()
     learning = {n: p for n, p in module.named_parameters() if p.grad is not None}
     expected = {name: p.grad.clone() for name, p in learning.items()}
     module.zero_grad()
-    compiled = torch.compile(module.compare, fullgraph=True, dynamic=False, backend="aot_eager")
+    compiled = torch.compile(
+        module.contrast.compare, fullgraph=True, dynamic=False, backend="aot_eager"
+    )
     compiled(views, labels)[0].backward()
     for name, parameter in learning.items():
         torch.testing.assert_close(parameter.grad, expected[name], msg=name)

@@ -1,6 +1,6 @@
 """Errors of machines as lines that tell the way out: memory, disks, lost workers, dead peers."""
 
-from agglomerator.data.module import is_lost_worker
+from agglomerator.data.loaders import is_lost_worker
 from agglomerator.util import distributed
 from agglomerator.util.errors import UserError
 

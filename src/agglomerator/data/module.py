@@ -1,16 +1,12 @@
 """The data of a run: the split, batches in an order that seed and epoch fix, and their views."""
 
 import math
-import os
-import signal
-import threading
 from functools import cached_property
-from itertools import islice
 
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, DistributedSampler, Subset
+from torch.utils.data import DataLoader, Subset
 
 from agglomerator.data import registry
 from agglomerator.data.augment import (
@@ -22,6 +18,7 @@ from agglomerator.data.augment import (
 from agglomerator.data.crops import labelled_views, random_views
 from agglomerator.data.download import one_at_a_time
 from agglomerator.data.images import ImageFiles, OnDevice, as_it_is, n_workers, numbered
+from agglomerator.data.loaders import TrainLoader, TrainOrder, leave_signals
 from agglomerator.data.transforms import center_crop, denormalize, normalize, send
 from agglomerator.hierarchy.classes import hierarchy_of
 from agglomerator.util.errors import UserError
@@ -175,7 +172,7 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self):
         """Full batches, shuffled by seed and epoch."""
-        order = _Order(self.train, self.trainer, self.settings)
+        order = TrainOrder(self.train, self.trainer, self.settings)
         return self._loader(self.train, TrainLoader, sampler=order, drop_last=True)
 
     def val_dataloader(self):
@@ -206,7 +203,7 @@ class ImageDataModule(LightningDataModule):
         if _reads_files(subset):
             workers = n_workers(self.settings.num_workers)
             options |= {"num_workers": workers, "persistent_workers": workers > 0}
-            options |= {"worker_init_fn": _leave_signals if workers else None}
+            options |= {"worker_init_fn": leave_signals if workers else None}
             options["pin_memory"] = torch.cuda.is_available()
         elif OnDevice.fits(subset, device := self.trainer.strategy.root_device):
             subset = OnDevice(subset, device)
@@ -248,52 +245,6 @@ class ImageDataModule(LightningDataModule):
         (B, L, S, S) of the places of the images that `view` shows."""
         images, labels = labelled_views(self.crop(images), labels, generator)
         return self.view(images), labels
-
-
-class _Order(DistributedSampler):
-    """The training images of a process in the order of the epoch. It begins where the trainer is in
-    the epoch: a resumed run does not read again what it has seen."""
-
-    def __init__(self, subset, trainer, settings):
-        super().__init__(
-            subset, trainer.world_size, trainer.global_rank, seed=settings.seed, drop_last=True
-        )
-        self.trainer, self.batch_size = trainer, settings.batch_size
-
-    def __iter__(self):
-        self.set_epoch(self.trainer.current_epoch)
-        batches_done = self.trainer.fit_loop.batch_idx + 1
-        yield from islice(super().__iter__(), batches_done * self.batch_size, None)
-
-
-class TrainLoader(DataLoader):
-    """A DataLoader that begins to read at the first batch. Otherwise its workers would begin before
-    the trainer knows the epoch."""
-
-    def __iter__(self):
-        yield from super().__iter__()
-
-
-def _leave_signals(worker):
-    """Ignore signals that end a run, in a worker. A cluster or a terminal sends them to all
-    processes, but the main process answers them, and still needs batches."""
-    for name in ("SIGINT", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # Linux
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=_end_for_parent, daemon=True).start()
-
-
-def _end_for_parent():
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
-        pass
-    os._exit(0)
-
-
-def is_lost_worker(error):
-    """Whether an error of PyTorch says that a worker process, which reads images, has ended."""
-    return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
 
 
 def split(whole, share, seed):

@@ -163,7 +163,7 @@ class IslandsView(Callback):
         training = module.training
         module.eval()
         with torch.no_grad():
-            hidden, pixels, errors = module.reconstruct(data.view(images))
+            hidden, pixels, errors = module.reconstruction.show(data.view(images))
             pixels = (data.colours(pixels).clamp(0, 1) * 255).round().byte()
         module.train(training)
         arrays = (x.cpu() for x in (data.crop(images), hidden, pixels, errors))

@@ -1,6 +1,5 @@
 """The two stages of training: pre-training, contrastive or masked, then a classifier."""
 
-import copy
 import dataclasses
 
 import torch
@@ -8,17 +7,11 @@ import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch.optim.lr_scheduler import OneCycleLR
 
-from agglomerator.data.composites import compose
 from agglomerator.data.transforms import send
 from agglomerator.model.heads import start_from_means
-from agglomerator.training.agreement import agreement_loss
-from agglomerator.training.losses import supervised_contrastive_loss
-from agglomerator.training.masked import hidden_pixel_loss, level_cosine_loss
 from agglomerator.training.metrics import Predictions, RunMetrics
+from agglomerator.training.objectives import Contrast, Reconstruction
 from agglomerator.training.optim import Muon
-from agglomerator.training.pairs import unit_maps
-from agglomerator.training.pieces import composite_loss, island_loss
-from agglomerator.training.teacher import Teacher
 from agglomerator.util.distributed import gather
 from agglomerator.util.precision import upcast, without_autocast
 from agglomerator.util.random import seeded_generator
@@ -63,12 +56,11 @@ class LitAgglomerator(LightningModule):
         self.metrics = RunMetrics(len(data.classes), settings.embedding_dim, settings.levels)
         for name, parameter in model.named_parameters():
             parameter.requires_grad = self._learns(name.partition(".")[0])
-        self.first_step = self._compiled = None
+        self.contrast = Contrast(model, settings, data)
+        self.reconstruction = Reconstruction(model, settings)
+        self.first_step = None
         self.began_from = None  # fingerprint of the weights
         self.starts_from_means = False  # of the classes, in stage two
-        self.teacher = None
-        if settings.is_taught:
-            self.teacher = Teacher(copy.deepcopy(model).eval())
         self.train()  # a network from a checkpoint comes in evaluation mode
 
     def _learns(self, part):
@@ -90,10 +82,12 @@ class LitAgglomerator(LightningModule):
         generator = self._generator(batch_idx)
         torch.manual_seed(generator.initial_seed())  # for dropout
         if self.stage == "contrastive":
-            loss, embedding = self._contrast(images, labels, generator)
+            loss, embedding, apart = self.contrast(images, labels, generator, self.current_epoch)
+            if apart is not None:
+                self._log_step("train_agreement", apart)
             self.metrics.class_means.update(embedding, labels.repeat(2))
         elif self.stage == "masked":
-            loss = self._reconstruct(self.data.augmented_view(images, generator), generator)
+            loss = self.reconstruction(self.data.augmented_view(images, generator), generator)
         else:
             logits = self.logits(self._embed(self.data.augmented_view(images, generator)))
             loss = F.cross_entropy(upcast(logits), labels)
@@ -115,97 +109,20 @@ class LitAgglomerator(LightningModule):
         epoch, evaluates = (self.current_epoch, 0) if self.training else (0, 1)
         return seeded_generator(self.settings.seed, epoch, batch_idx, self.global_rank, evaluates)
 
-    def _contrast(self, images, labels, generator):
-        """The contrastive loss of images (B, C, H, W), and embeddings (2B, contr_dim) of their two
-        views."""
-        s = self.settings
-        if s.agreement and s.agreement_cue == "composites":
-            embedding, apart = self._composites(images, generator)
-            loss = supervised_contrastive_loss(
-                embedding, labels.repeat(2), s.temperature, across_processes=self.training
-            )
-        else:
-            islands, twice = None, images.repeat(2, 1, 1, 1)
-            if s.is_taught:
-                islands = self._taught(images).repeat(2, 1, 1, 1)
-                views, islands = self.data.labelled_view(twice, islands, generator)
-            else:
-                views = self.data.augmented_view(twice, generator)
-            compiled = self._compiled is not None and self.training
-            compare = self._compiled if compiled else self.compare
-            loss, embedding, levels = compare(views, labels.repeat(2))
-            if islands is not None:
-                apart = island_loss(unit_maps(levels), islands, generator)
-            elif s.agreement:
-                apart = agreement_loss(levels, self.data.colours(views), generator)
-        if s.agreement:
-            loss = loss + s.agreement * apart
-            if self.training:
-                self._log_step("train_agreement", apart)
-        return loss, embedding
-
-    def _taught(self, images):
-        """The islands (B, K, S, S) of images that the teacher tells; in evaluation the network
-        itself is the teacher."""
-        teacher = self.teacher if self.training else Teacher(self.model)
-        return teacher.islands(self.data.view(images))
-
-    def _reconstruct(self, views, generator):
-        """The loss of the pixels of hidden patches of views (B, C, H, W)."""
-        hidden = self.model.masked.draw(len(views), generator, views.device)
-        pixels, states = self.model.reconstruct(views, hidden)
-        loss = hidden_pixel_loss(pixels, views, hidden)
-        if self.settings.level_cosine:
-            loss = loss + self.settings.level_cosine * level_cosine_loss(self.model, states)
-        return loss
-
-    def _composites(self, images, generator):
-        """Embeddings (2B, contr_dim) of a view of each image, and of its figure on the ground of
-        another; and the loss of the islands in composites of the views."""
-        views = self.data.augmented_view(images, generator)
-        embedding, states = self.model.with_levels(views)
-        seen, colours = unit_maps(states.detach()), self.data.colours(views)
-        own = not self.training or self.current_epoch >= self.settings.max_epochs / 3
-        made, pieces = compose(colours, seen, generator, own)
-        of_composites, states = self.model.with_levels(self.data.view(made))
-        apart = composite_loss(unit_maps(states), pieces, generator)
-        return torch.cat((embedding, of_composites[: len(images)])), apart
-
-    def compare(self, views, labels):
-        """The contrastive loss of views (N, C, H, W) with labels (N,), their embeddings
-        (N, contr_dim), and with --agreement the last state, else None."""
-        s, levels = self.settings, None
-        if s.agreement:
-            embedding, levels = self.model.with_levels(views)
-        else:
-            embedding = self.model(views)
-        across = self.training
-        return (
-            supervised_contrastive_loss(embedding, labels, s.temperature, across_processes=across),
-            embedding,
-            levels,
-        )
-
     def compile_steps(self, device, processes=1):
         """Compile what a training step computes from views on.
 
-        In stage one the network and its loss become one graph, and so does their backward pass. A
-        GPU replays both as CUDA graphs, unless gradients of several batches add up: those would lie
-        in memory that the next replay writes. Several processes exchange embeddings in the loss,
-        which is left out there.
+        With several processes, in which the loss exchanges embeddings, and in stage two that is the
+        network alone; else `Contrast.compile` and `Reconstruction.compile` tell.
         """
         if self.stage == "masked":
-            self.model.reconstruct = torch.compile(self.model.reconstruct)
-            return
-        if self.stage != "contrastive" or processes > 1:
-            if self.settings.agreement and self.stage == "contrastive":
-                self.model.with_levels = torch.compile(self.model.with_levels)
-            else:
-                self.model.compile()
-            return
-        replayed = device.type == "cuda" and self.settings.accumulate == 1
-        mode = "reduce-overhead" if replayed else "default"
-        self._compiled = torch.compile(self.compare, fullgraph=True, dynamic=False, mode=mode)
+            self.reconstruction.compile()
+        elif self.stage == "contrastive" and processes == 1:
+            self.contrast.compile(replayed=device.type == "cuda" and self.settings.accumulate == 1)
+        elif self.stage == "contrastive" and self.settings.agreement:
+            self.model.with_levels = torch.compile(self.model.with_levels)
+        else:
+            self.model.compile()
 
     def on_fit_start(self):
         if self.settings.compile:
@@ -283,18 +200,18 @@ class LitAgglomerator(LightningModule):
         checkpoint["hyper_parameters"] |= self.data.origin()
         checkpoint["epochs_done"] = self.trainer.fit_loop.epoch_progress.current.processed
         checkpoint["began_from"] = self.began_from
-        if self.teacher is not None:
-            checkpoint["teacher"] = self.teacher.model.state_dict()
+        if self.contrast.teacher is not None:
+            checkpoint["teacher"] = self.contrast.teacher.model.state_dict()
         sums = self.metrics.sums_of_epoch()
         checkpoint["epoch_so_far"] = [gather(getattr(*sum)[None]).cpu() for sum in sums]
 
     def on_load_checkpoint(self, checkpoint):
         """Take over the teacher, and the sums of an interrupted epoch."""
         self.began_from = checkpoint.get("began_from")
-        if self.teacher is not None:
+        if self.contrast.teacher is not None:
             if "teacher" not in checkpoint:
                 raise ValueError("the teacher is missing")
-            self.teacher.model.load_state_dict(checkpoint["teacher"])
+            self.contrast.teacher.model.load_state_dict(checkpoint["teacher"])
         for (holder, name), of_processes in zip(
             self.metrics.sums_of_epoch(), checkpoint.get("epoch_so_far", ()), strict=False
         ):
@@ -356,25 +273,12 @@ class LitAgglomerator(LightningModule):
         if flip:
             logits = (logits + self.logits(self.model(views.flip(-1)))) / 2
         if self.stage == "contrastive":
-            loss, _ = self._contrast(images, labels, self._generator(batch_idx))
+            loss = self.contrast(images, labels, self._generator(batch_idx))[0]
         elif self.stage == "masked":
-            loss = self._reconstruct(views, self._generator(batch_idx))
+            loss = self.reconstruction(views, self._generator(batch_idx))
         else:
             loss = F.cross_entropy(upcast(logits), labels)
         return loss, logits, levels
-
-    def reconstruct(self, views):
-        """Hide patches of views (B, C, H, W), always the same ones, and predict them.
-
-        Returns:
-            (hidden, pixels, errors): (B, H, W) bool; (B, C, H, W), normalised as the views are; and
-            (B,), the mean squared error of the hidden pixels of each image.
-        """
-        generator = seeded_generator(self.settings.seed)
-        hidden = self.model.masked.draw(len(views), generator, views.device)
-        pixels = upcast(self.model.reconstruct(views, hidden)[0])
-        each = zip(*(x.split(1) for x in (pixels, views, hidden)), strict=True)
-        return hidden, pixels, torch.stack([hidden_pixel_loss(*one) for one in each])
 
     def predict_step(self, batch, batch_idx):
         images, labels = batch
