@@ -57,7 +57,7 @@ def contrastive_head(settings):
 
     The kind "flatten", as published, has (n d)^2 weights; "dissimilarity" is the same after a sum
     over windows; "grid" has head_side^2 d contr_dim, however many columns there are; "mean" has
-    the 2 d of its norm.
+    the 2 d of its norm, without which the mean would say little (see `GridPool`).
     """
     s, windows = settings, []
     if s.head == "mean":
