@@ -71,8 +71,9 @@ def complete_from_images(settings, given, start=None, counts=True):
         UserError: the folder of images is missing or wrong.
     """
     of = settings
-    if start is not None and "dataset" not in given:
-        of = settings.replace(dataset=start.settings.get("dataset", settings.dataset))
+    if start is not None:
+        told = (start.settings.keys() & {"dataset", "pretraining", "head"}) - set(given)
+        of = settings.replace(**{name: start.settings[name] for name in told})
     names = derived_of(of, given)
     if not names:
         return settings

@@ -56,7 +56,7 @@ def test_sizes_and_channels_of_the_published_table(name):
 
 @pytest.mark.parametrize("name", registry.DATA_SETS)
 def test_network_of_every_config_can_be_built(name):
-    flags = config(name)
+    flags = {"conv_image_size": int(config(name)["image_size"]) // 4} | config(name)
     names = ["image_size", "conv_image_size", "n_channels", "patch_size", "patch_dim", "levels"]
     with torch.device("meta"):
         Agglomerator(**{key: int(flags[key]) for key in names})

@@ -57,8 +57,8 @@ def fingerprint(settings):
 def n_training_images(settings):
     """Number of training images without those that --val_share holds out where there is no val/."""
     folder = folder_of(settings)
-    n_images = len(_listing(folder / "train")[1])
-    own = "val" in splits_of(folder)
+    n_images = len(_lister(settings, folder)(folder / "train")[1])
+    own = "val" in splits_of(folder, tested=False)
     return n_images if own else n_images - round(settings.val_share * n_images)
 
 
