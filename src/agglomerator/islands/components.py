@@ -8,7 +8,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 
-def joined(starts, ends, shape):
+def label_components(starts, ends, shape):
     """Label the columns of many grids by what joins them.
 
     Args:
@@ -21,7 +21,7 @@ def joined(starts, ends, shape):
 
     Example:
         >>> import numpy as np
-        >>> joined(np.array([0, 1]), np.array([1, 3]), (2, 2))
+        >>> label_components(np.array([0, 1]), np.array([1, 3]), (2, 2))
         tensor([[0, 0],
                 [2, 0]])
     """

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from agglomerator.islands.components import joined
+from agglomerator.islands.components import label_components
 from agglomerator.util.precision import upcast
 
 MIXER = 0x1E3779B97F4A7C15  # odd: multiplied by it, modulo 2^64, every number becomes another
@@ -65,7 +65,7 @@ class MergeTrees:
         n_levels, side = self.shape[-3:-1]
         level = self.pairs[0] // side**2 % n_levels
         done = self.added <= loss / COARSER ** (n_levels - 1.0 - level) * side**2
-        return joined(*self.pairs[:, done], self.shape)
+        return label_components(*self.pairs[:, done], self.shape)
 
     def cut_into(self, number):
         """Labels as those of `merged`, with so many islands on each level."""
@@ -74,7 +74,7 @@ class MergeTrees:
         in_order = np.lexsort((self.added, tree))  # stable: a merge comes after those within it
         rank = np.empty(len(tree), int)
         rank[in_order] = np.arange(len(tree)) % (n - 1)
-        return joined(*self.pairs[:, rank < n - number], self.shape)
+        return label_components(*self.pairs[:, rank < n - number], self.shape)
 
 
 def merges(vectors, side):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from agglomerator.islands.components import joined
+from agglomerator.islands.components import label_components
 from agglomerator.islands.merging import MergeTrees
 from agglomerator.util.precision import upcast
 
@@ -102,7 +102,7 @@ def connected(horizontal, vertical):
     horizontal, vertical = horizontal.cpu().numpy(), vertical.cpu().numpy()
     starts = np.concatenate((columns[..., :-1][horizontal], columns[..., :-1, :][vertical]))
     ends = np.concatenate((columns[..., 1:][horizontal], columns[..., 1:, :][vertical]))
-    return joined(starts, ends, shape)
+    return label_components(starts, ends, shape)
 
 
 def segment(states, threshold, loss=None):
