@@ -188,6 +188,9 @@ def test_what_cannot_be_done_is_said(islands, arrays, tmp_path):
         find_islands(islands.model, arrays, names=["a"])
     with pytest.raises(UserError, match="uint8"):
         find_islands(islands.model, arrays / 255)
+    for no_images in [], None, [None], [1, 2]:
+        with pytest.raises(UserError, match="takes an image or a list of them"):
+            find_islands(islands.model, no_images)
     path = save_published(tmp_path / "p.ckpt", Agglomerator(patch_dim=8, contr_dim=4).state_dict())
     with pytest.raises(UserError, match="dataset="):
         find_islands(load_checkpoint(path), arrays)

@@ -106,7 +106,12 @@ def each_image(images, gray=False):
         return [one for image in images for one in each_image(image)]
     is_tensor = isinstance(images, torch.Tensor)
     array = images.detach().cpu().numpy() if is_tensor else np.asarray(images)
-    if array.dtype != np.uint8 or not array.size:
+    if not array.size or array.ndim < 2:
+        raise UserError(
+            "preprocess: takes an image or a list of them, as files, Pillow images, or uint8, "
+            f"not {type(images).__name__} {str(images)[:40]}."
+        )
+    if array.dtype != np.uint8:
         raise UserError(
             f"preprocess: takes images of uint8, from 0 to 255, not {array.dtype} "
             f"{array.shape}; convert values from 0 to 1: (255 * images).round().astype('uint8')."
