@@ -9,7 +9,7 @@ from agglomerator.training.agreement import agreement_loss
 from agglomerator.training.losses import supervised_contrastive_loss
 from agglomerator.training.masked import hidden_pixel_loss, level_cosine_loss
 from agglomerator.training.pairs import unit_maps
-from agglomerator.training.pieces import composite_loss, island_loss
+from agglomerator.training.pieces import composite_loss, taught_loss
 from agglomerator.training.teacher import Teacher
 from agglomerator.util.precision import upcast
 from agglomerator.util.random import seeded_generator
@@ -53,7 +53,7 @@ class Contrast:
             loss, embedding, levels = compare(views, labels, training)
             apart = None
             if islands is not None:
-                apart = island_loss(unit_maps(levels), islands, generator)
+                apart = taught_loss(unit_maps(levels), islands, generator)
             elif s.agreement:
                 apart = agreement_loss(levels, self.data.colours(views), generator)
         if apart is not None:

@@ -32,7 +32,7 @@ def composite_loss(levels, pieces, generator):
     return piece_loss(levels[-1, :n], pieces[:n], generator) + sum(lower) / len(lower)
 
 
-def island_loss(levels, islands, generator):
+def taught_loss(levels, islands, generator):
     """The loss of views whose islands a `Teacher` told.
 
     Args:
