@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import run_here, run_main
+from conftest import run_here, run_main, small_run
 from test_flags import parse
 from test_plan import FOLDER, SHADES, write
 
@@ -164,3 +164,29 @@ def test_stage_two_begins_from_the_class_means(trained, tmp_path, capsys):
     assert "class means" not in capsys.readouterr().out
     before, after = load_checkpoint(start).state_dict(), load_checkpoint(last).state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_stage_two_begins_from_the_prototypes(tmp_path, capsys):
+    flags = "--prototypes", "--exp_name=run", "--limit_train=20", "--limit_val=2", "--max_epochs=1"
+    two = "--supervised_epochs=1", "--supervised_learning_rate=0.0", "--mode=all"
+    said = small_run(tmp_path, *flags, *two).stdout
+    assert "The classifier begins from the prototypes" in said
+    start = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    small_run(tmp_path, "--exp_name=run", "--mode=freeze", f"--load_checkpoint_dir={start}")
+    features, labels = (np.load(tmp_path / "run" / f"{name}_test.npy") for name in
+                        ("features", "labels"))  # fmt: skip
+    prototypes = load_checkpoint(start).prototypes.detach().numpy()
+    towards = prototypes / np.linalg.norm(prototypes, axis=1, keepdims=True)
+    expected = np.zeros((10, 10), int)
+    np.add.at(expected, (labels, (features @ towards.T).argmax(1)), 1)
+    found = json.loads((tmp_path / "run" / "test_supervised.json").read_text())
+    assert found["confusion_matrix"] == expected.tolist()
+
+    # Other classes, of which there is no prototype yet.
+    folder = write(tmp_path / "shades", SHADES)
+    flags = dict(SMALL, data_dir=folder, output_dir=str(tmp_path), n_channels=1, supervise=True)
+    flags |= dict(load_checkpoint_dir=str(start), supervised_epochs=1, image_size=16, contr_dim=32)
+    capsys.readouterr()
+    run_here(**flags)
+    said = capsys.readouterr().out
+    assert "A new classifier" in said and "begins from the class means" in said

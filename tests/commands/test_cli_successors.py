@@ -1,4 +1,4 @@
-"""What the successors of the published model added, as a user runs it."""
+"""What was added to the published network and its losses, as a user runs it."""
 
 import json
 import shutil
@@ -24,6 +24,7 @@ OPTIONS = {
         ("--consensus=agreement_repel", "--head=mean"), "contrastive",
         dict(consensus="agreement_repel", head="mean"),
     ),
+    "prototypes": (("--prototypes",), "contrastive", dict(prototypes=True)),
 }  # fmt: skip
 
 

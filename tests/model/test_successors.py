@@ -30,6 +30,8 @@ REFUSED = {
         dict(pretraining="masked", head="mean", agreement=2.0), "--agreement=2.0", "--agreement=0",
     ),
     "cosines": (dict(level_cosine=1.0), "--level_cosine=1.0", "--pretraining=masked"),
+    "prototypes": (dict(pretraining="masked", head="mean", prototypes=True), "--prototypes",
+                   "--pretraining=masked"),
     "consensus": (dict(consensus="agree"), "--consensus=agree", "agreement_repel"),
 }  # fmt: skip
 

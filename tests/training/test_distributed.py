@@ -126,9 +126,9 @@ def train(folder, world, **changes):
     return [torch.load(folder / f"{world}_{rank}.pt") for rank in range(world)]
 
 
-@pytest.mark.parametrize("stage", ["contrastive", "supervised", "finetuned"])
-def test_two_processes_train_as_one_with_the_whole_batch(tmp_path, stage):
-    changes = dict(supervise=stage == "supervised", finetune=stage == "finetuned")
+@pytest.mark.parametrize("learns", ["contrastive", "prototypes", "supervise", "finetune"])
+def test_two_processes_train_as_one_with_the_whole_batch(tmp_path, learns):
+    changes = {} if learns == "contrastive" else {learns: True}
     (one,) = train(tmp_path, 1, **changes)
     two = train(tmp_path, 2, **changes)
     assert len(one["losses"]) == STEPS and one["gradients"]

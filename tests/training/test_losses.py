@@ -1,3 +1,4 @@
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -5,7 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from agglomerator.training.losses import supervised_contrastive_loss
+from agglomerator.training.losses import prototype_loss, supervised_contrastive_loss
 
 
 def batch(labels, width=7, seed=0):
@@ -90,3 +91,22 @@ def test_loss_is_as_exact_in_mixed_precision():
     with torch.autocast("cpu", torch.bfloat16):
         loss = supervised_contrastive_loss(embedding, labels)
     assert loss.dtype == torch.float32 and torch.equal(loss, expected)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+def test_prototype_loss_is_that_of_the_equation(temperature):
+    embedding, labels = batch([2, 0, 1, 2, 2])
+    prototypes = torch.randn(4, 7, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    z, w = embedding.detach().double().numpy(), prototypes.detach().double().numpy()
+    expected = []
+    for row, label in zip(z, labels.tolist(), strict=True):
+        scores = np.array([row @ each / np.linalg.norm(each) for each in w]) / temperature
+        expected.append(np.log(np.exp(scores).sum()) - scores[label])
+    expected = temperature / 0.07 * np.mean(expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = prototype_loss(embedding, labels, prototypes, temperature)
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert prototypes.grad.abs().sum() > 0
+    along = (prototypes.grad * prototypes).sum(1)
+    assert along.abs().max() < 1e-5  # their length says nothing

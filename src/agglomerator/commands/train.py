@@ -62,7 +62,7 @@ def train(settings, given, advise=True):
         data.check_batch_size(trainer.world_size)
         module = LitAgglomerator(model, settings, data)
         module.began_from = plan.began_from
-        module.starts_from_means = starts_from_means(plan)
+        module.starts_from = classifier_start(plan)
         steps = data.images_an_epoch("train", trainer.world_size) // settings.batch_size
         trainer.log_every_n_steps = max(1, min(10, steps // trainer.world_size))
         tell_start(plan, given, len(data.train))
@@ -82,14 +82,20 @@ def train(settings, given, advise=True):
     return best
 
 
-def starts_from_means(plan):
-    """Whether the classifier begins from the class means: it has not learned these classes yet.
-    The linear one of --head=mean begins anew."""
+def classifier_start(plan):
+    """What the classifier begins from where it has not learned these classes yet: "prototypes",
+    "class_means", or None for the weights that it has. The linear one of --head=mean begins
+    anew."""
     start, s = plan.start, plan.settings
     if start is None or plan.goes_on or not s.classifies or s.head == "mean":
-        return False
-    unlearned = start.stage in (None, "contrastive", "masked") or not plan.own_classifier
-    return unlearned and s.classifier_start == "class_means"
+        return None
+    if s.classifier_start == "weights":
+        return None
+    if not plan.own_classifier:
+        return "class_means"
+    if s.prototypes and start.stage == "contrastive":
+        return "prototypes"
+    return "class_means" if start.stage in (None, "contrastive", "masked") else None
 
 
 def tell_start(plan, given, n_images):

@@ -190,6 +190,10 @@ def check_successors(settings):
             f"--agreement={s.agreement}: this loss joins the contrastive one; with "
             "--pretraining=masked use --agreement=0."
         )
+    if masked and s.prototypes:
+        raise UserError(
+            "--prototypes: joins the contrastive loss; leave it out with --pretraining=masked."
+        )
     if s.level_cosine and not masked:
         raise UserError(
             f"--level_cosine={s.level_cosine}: this loss joins that of hidden patches; use "

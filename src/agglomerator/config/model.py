@@ -124,6 +124,13 @@ class ModelSettings:
         "its predictions.",
         choices=("contrastive", "masked"),
     )
+    prototypes: bool = setting(
+        "model",
+        False,
+        "Stage one also learns one vector per class, its prototype, and compares each view with "
+        "those of all classes. Best where a batch has few images of each class. The classifier of "
+        "stage two begins from them.",
+    )
     column_norm: str = setting(
         "model",
         "places",

@@ -139,6 +139,10 @@ class Agglomerator(nn.Module):
         self.contrastive_head = contrastive_head(s)
         self.classification_head_from_contr = classifier(s)
         self.masked = MaskedPatches(s) if s.pretraining == "masked" else None
+        self.prototypes = None
+        if s.prototypes:
+            drawn = torch.randn(s.n_classes, s.embedding_dim)
+            self.prototypes = nn.Parameter(F.normalize(drawn, dim=-1))
 
     def plain_iteration(self, levels, tokens):
         """One iteration of the column loop, as the paper has it, all from the old state:

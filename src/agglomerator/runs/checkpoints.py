@@ -20,13 +20,13 @@ from agglomerator.runs.shapes import same_mask, shapes_show
 from agglomerator.util.errors import UserError
 from agglomerator.util.machine import memory
 
-CLASSIFIER = "classification_head_from_contr."
+OF_CLASSES = "classification_head_from_contr.", "prototypes"  # weights for each class
 
 # Networks that come with the project: `pretrained:NAME` is NAME.ckpt in this folder.
 SHELF, ON_SHELF = Path(__file__).parents[1] / "pretrained", "pretrained:"
 
 # A published checkpoint always brings its own, whatever a config for the same data says.
-PUBLISHED_PARTS = ("head", "tokenizer", "tokenizer_width", "tokenizer_depth")
+PUBLISHED_PARTS = ("head", "tokenizer", "tokenizer_width", "tokenizer_depth", "prototypes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +238,7 @@ def build(checkpoint, new_classes=None, **flags):
     weights = checkpoint.weights
     if new_classes is not None:
         settings |= {"n_classes": new_classes}
-        weights = {name: w for name, w in weights.items() if not name.startswith(CLASSIFIER)}
+        weights = {name: w for name, w in weights.items() if not name.startswith(OF_CLASSES)}
     model = Agglomerator(**settings)
     model.load_state_dict(weights, strict=False)  # DERIVED may differ
     return model.eval()

@@ -46,6 +46,7 @@ def shapes_show(weights):
         "tokenizer": tokenizer,
         "tokenizer_depth": depth,
         "column_norm": "places" if "bottom_up.net.1.weight" in weights else "plain",
+        "prototypes": "prototypes" in weights,
         "pretraining": "masked" if "masked.patch" in weights else "contrastive",
         "consensus": _consensus(weights),
         "n_classes": weights["classification_head_from_contr.2.weight"].shape[0],

@@ -1,6 +1,7 @@
 """The supervised contrastive loss, over all processes as if they were one batch."""
 
 import torch
+import torch.nn.functional as F
 
 from agglomerator.util.distributed import gather, rank
 from agglomerator.util.precision import upcast, without_autocast
@@ -50,3 +51,27 @@ def supervised_contrastive_loss(embedding, labels, temperature=0.07, across_proc
     if across_processes:
         n_anchors = gather(n_anchors[None]).mean()
     return -(temperature / 0.07) * per_anchor.sum() / n_anchors.where(n_anchors > 0, 1)
+
+
+def prototype_loss(embedding, labels, prototypes, temperature=0.07):
+    """Cross-entropy of the cosines to one learned vector per class (NormFace, Wang et al. 2017,
+    arXiv 1704.06369, section 3.3).
+
+    Args:
+        embedding: (N, contr_dim), rows of unit length.
+        labels: (N,) integers.
+        prototypes: (n_classes, contr_dim), rows of any length.
+        temperature: of the cosines. The loss has the factor temperature / 0.07, as the contrastive
+            loss has.
+
+    Returns:
+        The mean over N, a scalar of float32, or of float64 if the embedding is.
+
+    Example:
+        >>> prototype_loss(torch.eye(2), torch.tensor([0, 1]), 5 * torch.eye(2)) < 1e-5
+        tensor(True)
+    """
+    embedding = upcast(embedding)
+    with without_autocast(embedding.device):
+        cosines = embedding @ F.normalize(upcast(prototypes), dim=1).mT  # (N, n_classes)
+    return temperature / 0.07 * F.cross_entropy(cosines / temperature, labels)

@@ -60,7 +60,7 @@ class LitAgglomerator(LightningModule):
         self.reconstruction = Reconstruction(model, settings)
         self.first_step = None
         self.began_from = None  # fingerprint of the weights
-        self.starts_from_means = False  # of the classes, in stage two
+        self.starts_from = None  # stage two: the classifier, from "class_means" or "prototypes"
         self.train()  # a network from a checkpoint comes in evaluation mode
 
     def _learns(self, part):
@@ -69,7 +69,7 @@ class LitAgglomerator(LightningModule):
         if self.stage == "supervised":
             return part == classifier
         idle = {"contrastive": [classifier], "masked": [classifier, "contrastive_head"]}
-        return part not in idle.get(self.stage, ["masked"])
+        return part not in idle.get(self.stage, ["masked", "prototypes"])
 
     def train(self, mode=True):
         super().train(mode)
@@ -127,28 +127,37 @@ class LitAgglomerator(LightningModule):
     def on_fit_start(self):
         if self.settings.compile:
             self.compile_steps(self.trainer.strategy.root_device, self.trainer.world_size)
-        if self.starts_from_means:
-            self._start_from_means()
+        if self.starts_from is not None:
+            self._start_classifier()
 
     @torch.no_grad()
-    def _start_from_means(self):
-        """Begin with a classifier that tells the nearest class mean of the training images."""
+    def _start_classifier(self):
+        """Begin with a classifier that tells the nearest prototype, or class mean of the training
+        images."""
+        head = self.model.classification_head_from_contr
+        if self.starts_from == "prototypes":
+            towards, of = F.normalize(self.model.prototypes, dim=-1), "prototypes"
+        else:
+            subset = self.data.limited("train")
+            towards = self._class_means(subset)
+            of = f"class means of {len(subset)} training images"
+        start_from_means(head, towards, 1 / self.settings.temperature)
+        for weight in head.parameters():
+            weight.copy_(gather(weight[None])[0])  # the same to the last bit in all processes
+        say(f"The classifier begins from the {of} (--classifier_start).")
+
+    def _class_means(self, subset):
+        """The mean embeddings (n_classes, contr_dim) of images, of unit length."""
         self.eval()
-        means, subset = self.metrics.class_means, self.data.limited("train")
+        means = self.metrics.class_means
         with self.trainer.precision_plugin.forward_context():
             for images, labels in self.data.in_order(subset):
                 images = send(images, self.device)
                 means.update(self.model(self.data.view(images)), labels)
-        head = self.model.classification_head_from_contr
-        start_from_means(head, means.compute(), 1 / self.settings.temperature)
-        for weight in head.parameters():
-            weight.copy_(gather(weight[None])[0])  # the same to the last bit in all processes
+        found = means.compute()
         means.reset()
         self.train()
-        say(
-            f"The classifier begins from the class means of {len(subset)} training images "
-            "(--classifier_start)."
-        )
+        return found
 
     @property
     def classified_by(self):

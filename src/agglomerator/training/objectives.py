@@ -6,7 +6,7 @@ import torch
 
 from agglomerator.data.composites import compose
 from agglomerator.training.agreement import agreement_loss
-from agglomerator.training.losses import supervised_contrastive_loss
+from agglomerator.training.losses import prototype_loss, supervised_contrastive_loss
 from agglomerator.training.masked import hidden_pixel_loss, level_cosine_loss
 from agglomerator.training.pairs import unit_maps
 from agglomerator.training.pieces import composite_loss, taught_loss
@@ -16,8 +16,8 @@ from agglomerator.util.random import seeded_generator
 
 
 class Contrast:
-    """The supervised contrastive loss of two augmented views of every image, and with --agreement
-    the loss that asks for islands. If that is of composites, the second view is the image's figure
+    """The supervised contrastive loss of two augmented views of every image, with --prototypes also
+    that of the views and the prototypes of the classes, and with --agreement the loss that asks for islands. If that is of composites, the second view is the image's figure
     on another ground.
 
     Args:
@@ -93,8 +93,11 @@ class Contrast:
         return self._loss(embedding, labels, across), embedding, levels
 
     def _loss(self, embedding, labels, across):
-        temperature = self.settings.temperature
-        return supervised_contrastive_loss(embedding, labels, temperature, across_processes=across)
+        tau, prototypes = self.settings.temperature, self.model.prototypes
+        loss = supervised_contrastive_loss(embedding, labels, tau, across_processes=across)
+        if prototypes is not None:
+            loss = loss + prototype_loss(embedding, labels, prototypes, tau)
+        return loss
 
     def compile(self, replayed):
         """Make one graph of the network and its contrastive loss, and one of their backward pass.
