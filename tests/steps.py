@@ -88,7 +88,7 @@ class Step:
 
     Args:
         name: of the flagfile, without "config_".
-        batch: images; two views of each.
+        batch: images; two views of each, or as many as the network learns from.
         how: "eager", "compiled" as by --compile, "kernels" for the same without CUDA graphs.
         device: "cuda" or "cpu".
         flags: that change those of the flagfile.
@@ -109,7 +109,7 @@ class Step:
         shape = batch, s.n_channels, s.image_size, s.image_size
         images = torch.randint(256, shape, dtype=torch.uint8, device=device)
         self.batch = images, torch.randint(s.n_classes, (batch,), device=device)
-        views = module.data.view(images.repeat(2, 1, 1, 1))
+        views = module.data.view(images.repeat(s.n_views, 1, 1, 1))
         module.data.augmented_view = lambda *_: views
         self.optimizer, self.device = module.build_optimizer(), device
 

@@ -2,6 +2,7 @@
 means, as a user runs them."""
 
 import csv
+import dataclasses
 import json
 import os
 
@@ -14,8 +15,9 @@ from test_plan import FOLDER, SHADES, write
 
 from agglomerator import Agglomerator, load_checkpoint
 from agglomerator.config import Settings
-from agglomerator.length import LENGTH, complete_from_images, length_for
+from agglomerator.length import LENGTH, complete_from_images, length_for, tell_length
 from agglomerator.model.heads import classifier, start_from_means
+from agglomerator.runs.checkpoints import read
 
 SMALL = {name: value for name, value in FOLDER.items() if name not in LENGTH[:4]}
 DERIVED = length_for(8000) | {"learning_rate": SMALL["learning_rate"]}  # this one is given
@@ -103,6 +105,22 @@ def test_resume_and_stage_two_keep_what_the_checkpoint_was_trained_with(trained,
     assert "It is done" in said and "more than --max_epochs=2" in said
     run_here(**flags, supervise=True, load_checkpoint_dir=last, supervised_epochs=1)
     assert stored(last.replace("last", "supervised_last"))["batch_size"] == 20
+
+
+def test_stage_two_fits_what_is_kept_of_stage_one(trained):
+    """A batch and a share that stage one was given, and a length that it did not have."""
+    folder, output, _ = trained
+    start = read(output / "checkpoints" / "best.ckpt")
+    told = start.settings | {"supervised_epochs": None, "batch_size": 4, "val_share": 0.5}
+    settings = Settings(**SMALL | dict(data_dir=folder, supervise=True))
+    given = set(SMALL) - {"learning_rate"}
+    found = complete_from_images(settings, given, dataclasses.replace(start, settings=told))
+    wanted = length_for(5000, batch=4)
+    assert wanted["supervised_epochs"] != length_for(8000)["supervised_epochs"]
+    for name in ("supervised_epochs", "batch_size", "learning_rate"):
+        assert getattr(found, name) == wanted[name], name
+    masked = settings.replace(supervise=False, pretraining="masked", head="mean")
+    assert "--max_epochs=" in tell_length(masked, set(), 8000)
 
 
 def test_a_folder_of_fewer_images_than_a_batch(tmp_path):

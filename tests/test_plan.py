@@ -13,6 +13,7 @@ from PIL import Image
 from agglomerator import load_checkpoint
 from agglomerator.config import Settings
 from agglomerator.data.module import ImageDataModule
+from agglomerator.plan import resolve
 from agglomerator.util.errors import UserError
 
 SHADES = {"ash": 20, "bone": 90, "clay": 160, "dust": 230}
@@ -294,3 +295,20 @@ def test_a_rate_of_zero_is_one(trained, tmp_path, capsys):
     with (place / "logs" / "supervised" / "metrics.csv").open(newline="") as file:
         logged = [row["learning_rate"] for row in csv.DictReader(file) if row["learning_rate"]]
     assert logged and set(map(float, logged)) == {0.0}
+
+
+def test_a_test_takes_its_loss_and_its_islands_from_the_checkpoint(trained, tmp_path):
+    start, told_file = checkpoint(trained, stage=""), str(tmp_path / "told.ckpt")
+    content = torch.load(start, weights_only=True)
+    told = dict(temperature=0.3, augmentation="crop", island_loss=0.1, island_threshold=0.6)
+    content["hyper_parameters"] |= told
+    torch.save(content, told_file)
+    settings = Settings(**FOLDER | dict(data_dir=trained[0], augmentation="flip",
+                        load_checkpoint_dir=told_file, mode="test"))  # fmt: skip
+    found = resolve(settings, set(FOLDER) - {"augmentation"}, "test").settings
+    assert {name: getattr(found, name) for name in told} == told
+    found = resolve(settings.replace(island_threshold=0.9), {*FOLDER, "island_threshold"}, "test")
+    assert found.settings.found_by == {"threshold": 0.9, "loss": None}
+    assert found.settings.augmentation == "flip"
+    model = load_checkpoint(told_file, island_threshold=0.9)
+    assert model.settings.found_by == {"threshold": 0.9, "loss": None}

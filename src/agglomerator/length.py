@@ -77,17 +77,19 @@ def complete_from_images(settings, given, start=None, counts=True):
     names = derived_of(of, given)
     if not names:
         return settings
-    found = {}
-    if counts:
-        n_images = n_training_images(of)
-        processes = processes_here(settings) * devices_of(settings)[1]
-        batch = settings.batch_size if "batch_size" in given else None
-        found = length_for(n_images, processes, settings.optimizer, batch)
+    kept = {}
     if start is not None and start.stage is not None:
-        same = not counts or start.training_images == registry.training_images(of)
-        goes_on = settings.resume_training and start.stage == settings.stage
-        kept = LENGTH if goes_on else ("batch_size", "supervised_epochs")
-        found |= {name: start.settings[name] for name in kept if same and name in start.settings}
+        if not counts or start.training_images == registry.training_images(of):
+            goes_on = settings.resume_training and start.stage == settings.stage
+            keeps = LENGTH if goes_on else ("batch_size", "supervised_epochs")
+            kept = {name: start.settings.get(name) for name in (*keeps, "val_share")}
+            kept = {name: value for name, value in kept.items() if value is not None}
+    found = kept
+    if counts:
+        n_images = n_training_images(of.replace(val_share=kept.get("val_share", of.val_share)))
+        processes = processes_here(settings) * devices_of(settings)[1]
+        batch = settings.batch_size if "batch_size" in given else kept.get("batch_size")
+        found = length_for(n_images, processes, settings.optimizer, batch) | kept
     return settings.replace(**{name: found[name] for name in names if name in found})
 
 
@@ -95,7 +97,7 @@ def tell_length(settings, given, n_images):
     """The line that says what was derived for this stage, or None."""
     names = derived_of(settings, given)
     one = "batch_size", "max_epochs", "learning_rate"
-    wanted = one if settings.stage == "contrastive" else ("batch_size", "supervised_epochs")
+    wanted = ("batch_size", "supervised_epochs") if settings.classifies else one
     said = [f"--{name}={getattr(settings, name)}" for name in wanted if name in names]
     if not said:
         return None

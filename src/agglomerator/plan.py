@@ -6,7 +6,7 @@ No other module changes settings.
 from dataclasses import dataclass
 from functools import cached_property
 
-from agglomerator.config import DESCRIBED, SPLIT_SETTINGS, Settings
+from agglomerator.config import DESCRIBED, LOSS_SETTINGS, SPLIT_SETTINGS, Settings
 from agglomerator.data import registry
 from agglomerator.data.classes import ClassMap, are_numbers, match
 from agglomerator.length import complete_from_images
@@ -86,7 +86,7 @@ def resolve(settings, given, use):
     if start is None:
         settings = complete_from_data(settings, given)
         return Plan(settings, settings.seed)
-    asked, settings = settings, complete_from_checkpoint(settings, given, start)
+    asked, settings = settings, complete_from_checkpoint(settings, given, start, use)
     _tell_data(asked, given, start, use)
     if use == "islands":
         settings = settings.replace(n_classes=start.settings["n_classes"])
@@ -189,10 +189,7 @@ def _as_trained(settings, start, use):
         return settings
     if start.stage is None:
         if not settings.supervise:
-            say(
-                f"{start.name} does not name its stage: taken as stage one (--supervise: stage "
-                "two)."
-            )
+            say(f"{start.name} names no stage: taken as stage one (--supervise: stage two).")
         return settings
     return settings.replace(
         supervise=start.stage in ("supervised", "finetuned"), finetune=start.stage == "finetuned"
@@ -211,13 +208,14 @@ def complete_from_data(settings, given):
     return settings.replace(n_classes=n_classes)
 
 
-def complete_from_checkpoint(settings, given, checkpoint):
+def complete_from_checkpoint(settings, given, checkpoint, use=None):
     """The settings with all that the user did not give, by `given`, taken from the checkpoint.
 
     Raises:
         UserError: they do not fit each other.
     """
-    wanted = (*DESCRIBED, "seed")
+    wanted = {*DESCRIBED, "seed", *(LOSS_SETTINGS if use == "test" else ())}
+    wanted -= {"island_loss"} if "island_threshold" in given else set()
     published = checkpoint.stage is None
     taken = {
         name: value

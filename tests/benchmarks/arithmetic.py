@@ -37,7 +37,7 @@ FILES, SIZE, CORES = 128, (500, 375), 16
 def count(settings):
     """Parameters, FLOP of a view (forward, backward), and bytes (weights and optimizer, kept for
     the backward pass) of a training step of stage one."""
-    views = 2 * settings.batch_size
+    views = settings.n_views * settings.batch_size
     kept = {}
 
     def keep(tensor):
@@ -91,7 +91,7 @@ def main():
     rate, size = reading(settings)
     learned = args.images * (1 - settings.val_share)
     one, two = settings.max_epochs, settings.supervised_epochs or settings.max_epochs
-    flop = learned * (one * 2 * (forward + backward) + two * forward)
+    flop = learned * (one * settings.n_views * (forward + backward) + two * forward)
     seen = learned * (one + two) + (args.images - learned) * (one + two)
     print(f"parameters        {n / 1e6:.1f} M")
     print(f"GFLOP a view      {forward / 1e9:.2f} forward, {backward / 1e9:.2f} backward")
@@ -100,7 +100,7 @@ def main():
         f"{kept / 2**30:.1f} GiB kept for the backward pass of {settings.batch_size} images"
     )
     print(f"reading           {rate:.0f} images/s a core (JPEG, {size / 1000:.0f} kB each)")
-    print(f"FLOP in all       {flop / 1e15:.0f} PFLOP, {one} and {two} epochs")
+    print(f"FLOP in all       {flop / 1e15:.4g} PFLOP, {one} and {two} epochs")
     for gpus in (1, 8):
         days = flop / (gpus * args.peak * 1e12 * args.share) / 86400
         of = f"{args.share:.0%} of {gpus} x {args.peak:.0f} TFLOP/s"

@@ -147,9 +147,10 @@ def row_of_step(name, batch, how, kind, peaks):
         with watched() as waits:
             call()
         traces = traced(call) if batch == BATCHES[0] else ("", "")
+    views = step.module.settings.n_views * batch
     share = f"{flop / seconds / peaks[kind]:.1%}" if kind in peaks else "?"
     line(
-        f"{name}, {batch}, {kind}, {how}", f"{2 * batch / seconds:.0f}", f"{1e3 * seconds:.2f}",
+        f"{name}, {batch}, {kind}, {how}", f"{views / seconds:.0f}", f"{1e3 * seconds:.2f}",
         *traces, len(waits), share, f"{memory:.2f}", f"{first:.1f}",
     )  # fmt: skip
     if waits:

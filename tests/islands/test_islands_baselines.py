@@ -171,3 +171,21 @@ def test_states_that_are_not_finite_are_told():
     model.wl.data.fill_(torch.inf)
     with pytest.raises(UserError, match="not finite"):
         compare(model, truth, settings, "cpu")
+
+
+def test_numbers_of_segments_do_not_matter():
+    settings = Settings(**SETTINGS)
+    images, labels, parts, objects = PartWhole("test", 6, objects=3).arrays()
+    larger = np.where((parts > 0) & (parts < 255), parts + 200, parts).astype(np.uint8)
+    few, many = (table_of(settings, (images, labels, x, objects))[3] for x in (parts, larger))
+    assert larger.max() > 100 and many == few
+
+
+def test_the_tokenizer_alone_in_any_precision():
+    settings = Settings(**SETTINGS)
+    images, labels, *masks = PartWhole("test", 4, objects=3).arrays()
+    truth = MaskedImages(ImageSet(images, labels, CLASSES), dict(zip(MASKS, masks, strict=True)),
+                         range(4), settings)  # fmt: skip
+    model = Agglomerator(**vars(settings)).eval().bfloat16()
+    rows = {row["of"]: row for row in compare(model, truth, settings, "cpu")["rows"]}
+    assert 0 < rows["tokenizer alone"]["clustered_parts_ari"] < 1

@@ -136,3 +136,10 @@ def test_islands_are_as_even_as_those_of_the_least_costly_merge_first(number):
 
 def test_columns_that_are_all_equal_become_one_island():
     assert merged(torch.ones(2, 1024, 1, 4), 1e-9).unique().tolist() == [0]
+
+
+def test_states_that_are_no_numbers_come_to_an_end():
+    states = torch.rand(2, 16, 1, 4, generator=torch.Generator().manual_seed(0))
+    expected = merged(states, 0.1)[0]
+    states[1, 3] = torch.nan
+    assert torch.equal(merged(states, 0.1)[0], expected)

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 from datetime import datetime
 
 import numpy as np
@@ -65,6 +66,36 @@ def test_runs_side_by_side(output):
     assert float(means[1]["test_error"]) == pytest.approx(np.mean(errors))
     assert float(means[1]["test_error_std"]) == pytest.approx(np.std(errors, ddof=1))
     assert means[2]["n"] == "1" and means[2]["val_acc_std"] == ""
+
+
+def test_a_test_of_another_kind_is_not_taken_for_that_of_the_training(output, tmp_path):
+    folder = shutil.copytree(output, tmp_path / "copy")
+    best = folder / "a" / "seed2" / "checkpoints" / "supervised_best.ckpt"
+    flags = "--mode=test", f"--load_checkpoint_dir={best}", f"--output_dir={folder}",
+    flags += "--exp_name=a/seed2", "--limit_test=2", "--logger=none", "--batch_size=32"
+    run_main(*flags, "--test_time_flip", "--iters=6")
+    rows, differing = runs_of(folder)
+    told = {row["run"]: row.get("tested_with") for row in rows if row["stage"] == "supervised"}
+    assert told == {"a/seed1": None, "a/seed2": "--iters=6 --test_time_flip=True"}
+    assert [row["seeds"] for row in over_seeds(rows, differing)][1:3] == ["1", "2"]
+    path = folder / "a" / "seed2" / "test_supervised.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dataset": "MNIST"}))
+    rows, _ = runs_of(folder)
+    mine = [row for row in rows if (row["run"], row["stage"]) == ("a/seed2", "supervised")]
+    assert [(row["dataset"], "test_error" in row) for row in mine] == [
+        ("digits", False), ("MNIST", True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("monitor, val_loss", [("val_acc", 0.2), ("val_loss", 0.1)])
+def test_validation_is_that_of_the_best_checkpoint(tmp_path, monitor, val_loss):
+    place = tmp_path / "run"
+    (place / "logs" / "contrastive").mkdir(parents=True)
+    (place / "run.json").write_text(json.dumps([{"flags": {"monitor": monitor}}]))
+    lines = "train_loss_epoch,val_acc,val_loss", "1,0.9,0.5", "1,0.9,0.2", "1,0.8,0.1"
+    (place / "logs" / "contrastive" / "metrics.csv").write_text("\n".join(lines) + "\n")
+    ((row,), _) = runs_of(tmp_path)
+    assert row["val_loss"] == val_loss
 
 
 def rate(run):

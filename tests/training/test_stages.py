@@ -46,3 +46,30 @@ def test_a_class_without_images_is_never_the_nearest(module):
     means.update(-torch.eye(32)[:9], torch.arange(9))
     logits = module.logits(torch.eye(32)[:9])
     assert logits[:, :9].max() <= 0 and not logits.argmax(1).eq(9).any()
+
+
+def test_the_classifier_computes_in_float32(module):
+    module.by_class_means = False
+    embedding = torch.nn.functional.normalize(torch.randn(64, 32), dim=1)
+    expected = module.model.classification_head_from_contr(embedding)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(module.logits(embedding), expected)
+    module.bfloat16()
+    assert module.logits(embedding.bfloat16()).dtype == torch.bfloat16
+
+
+def test_prototypes_of_other_classes_have_no_part_in_the_loss():
+    settings = Settings(**SMALL_SETTINGS, prototypes=True)
+    data = ImageDataModule(settings)
+    data.setup()
+    model = Agglomerator(**dataclasses.asdict(settings.replace(n_classes=4))).eval()
+    images, labels = data.train[list(range(32))]
+    losses = []
+    for own in (True, False):
+        contrast = LitAgglomerator(model, settings, data, own).contrast
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            losses.append(contrast(images, labels.clamp(max=3), generator)[0])
+    assert losses[0] > losses[1]
+    generator = torch.Generator().manual_seed(0)
+    assert contrast(images, labels, generator)[0].isfinite()  # more classes than prototypes

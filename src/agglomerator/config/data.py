@@ -46,8 +46,9 @@ class DataSettings:
     batch_size: int = setting(
         "data",
         1024,
-        "Images per batch in each process. Stage one makes two views of each image. Unless you "
-        "give it, that of ImageFolder follows from the number of images.",
+        "Images per batch in each process. Stage one makes two views of each image, with "
+        "--prototypes one. Unless you give it, that of ImageFolder follows from the number of "
+        "images.",
         low=1,
     )
     num_workers: int = setting(

@@ -127,9 +127,9 @@ class ModelSettings:
     prototypes: bool = setting(
         "model",
         False,
-        "Stage one also learns one vector per class, its prototype, and compares each view with "
-        "those of all classes. Best where a batch has few images of each class. The classifier of "
-        "stage two begins from them.",
+        "Stage one also learns one vector per class, its prototype, and compares views with those "
+        "of all classes. So one view of each image is enough. Helps most where a batch has few "
+        "images of each class. The classifier of stage two begins from them.",
     )
     column_norm: str = setting(
         "model",

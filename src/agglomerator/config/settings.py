@@ -79,6 +79,13 @@ class Settings(
         return tuple(dict.fromkeys(("png", self.figure_format)))
 
     @property
+    def n_views(self):
+        """Views that stage one makes of each image. Prototypes are positives of every view, so that
+        one is enough, unless composites are the second."""
+        composites = self.agreement > 0 and self.agreement_cue == "composites"
+        return 1 if self.prototypes and not composites else 2
+
+    @property
     def is_taught(self):
         """Whether the network learns the islands that a `Teacher` sees."""
         asks = self.agreement > 0 and self.stage == "contrastive"
@@ -138,7 +145,11 @@ MODEL_SETTINGS = tuple(
 INPUT_SETTINGS = ("dataset", "image_size", "n_channels", "n_classes", "difficulty", "objects")
 SPLIT_SETTINGS = ("seed", "val_share")
 # What a checkpoint stores of the network, its input and its islands.
-DESCRIBED = (*MODEL_SETTINGS, *INPUT_SETTINGS, "island_loss", "normalization")
+DESCRIBED = (
+    *MODEL_SETTINGS, *INPUT_SETTINGS, "island_threshold", "island_loss", "normalization",
+)  # fmt: skip
+# What the loss of stage one depends on besides.
+LOSS_SETTINGS = "temperature", "augmentation", "agreement", "agreement_cue", "level_cosine"
 
 
 def value_types(name):

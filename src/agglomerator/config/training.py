@@ -83,8 +83,9 @@ class TrainingSettings:
         "training",
         "class_means",
         "What the classifier of stage two begins from, after stage one or for new classes. "
-        "class_means: it tells the nearest class mean of the training images, or with "
-        "--prototypes the nearest prototype, and learns from there. weights: those of the checkpoint, which after stage one are random, as published.",
+        "class_means: it tells the nearest class mean of the training images, with --prototypes "
+        "the nearest prototype, and learns from there. weights: those of the checkpoint, which "
+        "after stage one are random, as published.",
         choices=("class_means", "weights"),
     )
     accumulate: int = setting(

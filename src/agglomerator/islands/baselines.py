@@ -134,7 +134,7 @@ class _Vectors:
 
 
 def _tokens(model, views):
-    return model.image_to_tokens(views).permute(1, 2, 0)[:, :, None]  # (B, n, 1, d)
+    return model.image_to_tokens(views.to(model.init_levels.dtype)).permute(1, 2, 0)[:, :, None]  # (B, n, 1, d)
 
 
 class _Segments:
@@ -166,7 +166,8 @@ class _Segments:
         yield "k-means, true number", k_means(images, mask)
         yield "grid of 4x4", torch.arange(16).view(4, 4).expand(len(mask), 4, 4)
         for background in (True, False):
-            yield background, most_common(mask, self.side, background)
+            cells = most_common(mask, self.side, background)
+            yield background, torch.stack([x.unique(return_inverse=True)[1] for x in cells])
 
     def rows(self):
         """A row for each."""

@@ -103,6 +103,7 @@ def merges(vectors, side):
         share = sizes[one] * sizes[other] / (sizes[one] + sizes[other])
         difference = means.index_select(0, one) - means.index_select(0, other)
         cost = share * difference.square_().sum(1)
+        cost = cost.nan_to_num(torch.finfo(cost.dtype).max)  # of no number, but it must end
         cheapest = _cheapest(edges, cost, total)
         one, other, cost = one[cheapest], other[cheapest], cost[cheapest]
         weight = sizes[other] / (sizes[one] + sizes[other])

@@ -262,6 +262,8 @@ def load_checkpoint(path, **flags):
         UserError: the file cannot be read, carries code, or does not fit the flags.
     """
     checkpoint = read(path)
+    if "island_threshold" in flags:
+        flags = {"island_loss": None} | flags
     with torch.random.fork_rng(devices=()):  # weights are drawn, and then replaced
         model = build(checkpoint, **flags)
     model.preprocess, names = None, checkpoint.class_names

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from statistics import fmean, stdev
 
-from agglomerator.config import FIELDS
+from agglomerator.config import FIELDS, MODEL_SETTINGS
 from agglomerator.runs.folder import PREFIXES
 from agglomerator.util.terminal import say
 
@@ -19,6 +19,8 @@ COMPARED = [
     for name, option in FIELDS.items()
     if (option.metadata["group"] in GROUPS and name not in NO_MATTER) or name == "precision"
 ]
+OF_TEST = (*(name for name in MODEL_SETTINGS if name != "recompute"), "test_time_flip",
+           "island_threshold", "island_loss")  # fmt: skip
 NAMES = "run", "stage", "dataset", "seed"
 FIGURES = "val_acc", "val_loss", "test_error", "test_loss"
 
@@ -35,10 +37,11 @@ def runs_of(folder):
         settings that differ among them. The columns are `run` (path of its folder), `stage`,
         `dataset`, `seed`; the differing settings, those of stage two, where they differ apart from
         stage one, as `supervised.learning_rate`; `from`, the checkpoint, if stage one is of another
-        folder; `outcome`; `epochs`; `minutes`; `val_acc` and `val_loss` of the epoch with the best
-        val_acc; `test_images`, `test_error` and `test_loss`; and the scores of islands against
-        masks, as `parts_ari_0` for level 0. None where a run has no such figure. The test of a
-        network from elsewhere has a row of its own, with its checkpoint as `from`.
+        folder; `outcome`; `epochs`; `minutes`; `val_acc` and `val_loss` of the epoch that best.ckpt
+        is of; `tested_with`, the settings of the test that are not those of the training;
+        `test_images`, `test_error` and `test_loss`; and the scores of islands against masks, as
+        `parts_ari_0` for level 0. None where a run has no such figure. The test of a network from
+        elsewhere, or on another data set, has a row of its own, with its checkpoint as `from`.
     """
     places = {path.parent for path in Path(folder).rglob("*run.json")}
     places |= {path.parent for path in Path(folder).rglob("test_*.json")}
@@ -46,7 +49,8 @@ def runs_of(folder):
     runs = [run for run in runs if "earlier" not in Path(run.name).parts]
     differing = _differing(runs)
     rows = [row for run in runs for row in run.rows(differing)]
-    return rows, [name for name in (*differing, "from") if any(row.get(name) for row in rows)]
+    columns = (*differing, "from", "tested_with")
+    return rows, [name for name in columns if any(row.get(name) for row in rows)]
 
 
 class _Run:
@@ -75,10 +79,11 @@ class _Run:
         found = []
         for stage in PREFIXES:
             test, row = self.tests.get(stage, {}), {"run": self.name, "stage": stage}
-            own = not test or self._trained(test)
+            own = not test or self._trained(test, stage)
             if stage in self.parts:
                 row |= self._training(stage) | values
-                found.append(row | (_figures(test) if test and own else {}))
+                tested = test and own
+                found.append(row | (self._differs(test, stage) | _figures(test) if tested else {}))
             if test and (stage not in self.parts or not own):
                 settings = test.get("settings", {})
                 where = {"dataset": test.get("dataset"), "seed": settings.get("seed")}
@@ -86,10 +91,20 @@ class _Run:
                 found.append(row | {"from": test.get("checkpoint")} | _figures(test))
         return found
 
-    def _trained(self, test):
-        """Whether a test is of a checkpoint of this folder."""
+    def _trained(self, test, stage):
+        """Whether a test is of a checkpoint of this folder, on the data set of its training."""
         parts = Path(str(test.get("checkpoint"))).parts
-        return parts[-2:-1] == ("checkpoints",) and parts[-3:-2] == (self.place.name,)
+        here = parts[-2:-1] == ("checkpoints",) and parts[-3:-2] == (self.place.name,)
+        known = stage in self.parts and self.flags(stage)["dataset"]
+        return here and known in (False, test.get("dataset"))
+
+    def _differs(self, test, stage):
+        """What of a test is not as in the training, as a text by the name `tested_with`."""
+        made, flags = test.get("settings", {}), self.flags(stage)
+        if flags["iters"] is None:
+            flags["iters"] = 2 * flags["levels"]
+        names = [name for name in OF_TEST if made.get(name, flags[name]) != flags[name]]
+        return {"tested_with": " ".join(f"--{name}={made[name]}" for name in names) or None}
 
     def _training(self, stage):
         parts, flags = self.parts[stage], self.flags(stage)
@@ -100,7 +115,10 @@ class _Run:
             "from": flags["load_checkpoint_dir"] if elsewhere else None,
             "outcome": parts[-1].get("outcome") or "no end: killed, or at work",
             "minutes": _minutes(parts),
-        } | _best_epoch(self.place / "logs" / stage / "metrics.csv")
+        } | _best_epoch(self.place / "logs" / stage / "metrics.csv", self._chosen_by(stage))
+
+    def _chosen_by(self, stage):
+        return "val_loss" if stage == "masked" else self.flags(stage)["monitor"]
 
 
 def _read(path, kind):
@@ -131,17 +149,18 @@ def _minutes(parts):
     return round(sum(span.total_seconds() for span in spans) / 60, 2)
 
 
-def _best_epoch(path):
-    """Epochs done, and the validation of the best one, from a metrics.csv."""
+def _best_epoch(path, chosen_by):
+    """Epochs done, and the validation of the best one, the last of equals, from a metrics.csv."""
     if not path.is_file():
         return {}
     text = path.read_text(encoding="utf-8", errors="replace")
     whole = io.StringIO(text[: text.rfind("\n") + 1])  # a run at work may be writing the last line
     rows = [row for row in csv.DictReader(whole) if row.get("train_loss_epoch")]
-    validated = [row for row in rows if row.get("val_acc")]
+    validated = [row for row in rows if row.get(chosen_by)]
     found = {"epochs": len(rows)}
     if validated:
-        best = max(validated, key=lambda row: float(row["val_acc"]))
+        best_of = max if chosen_by == "val_acc" else min
+        best = best_of(reversed(validated), key=lambda row: float(row[chosen_by]))
         found |= {name: float(best[name]) for name in ("val_acc", "val_loss") if best.get(name)}
     return found
 

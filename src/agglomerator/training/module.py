@@ -29,10 +29,9 @@ class OneCycle(OneCycleLR):
 class LitAgglomerator(LightningModule):
     """One stage of training, validation and test of a network.
 
-    - Contrastive: the supervised contrastive loss of two augmented views of every image. With
-      --agreement the loss that asks for islands is added; if that is of composites, the second view
-      is the image's figure on another ground. The accuracy is that of the nearest
-      class mean in the embedding.
+    - Contrastive: the supervised contrastive loss of two augmented views of every image, and what
+      --prototypes and --agreement add (`Contrast`). The accuracy is that of the nearest class mean
+      in the embedding.
     - Masked: the mean squared error of the pixels of hidden patches, predicted from level 0. It
       knows no classes, and learns no head.
     - Supervised: cross-entropy. Only the classifier learns; the rest behaves as in evaluation.
@@ -42,7 +41,7 @@ class LitAgglomerator(LightningModule):
         model: the `Agglomerator`.
         settings: of the run.
         data: the `ImageDataModule` that makes views of the batches.
-        own_classifier: the network's classifier knows the classes of the data.
+        own_classifier: the network's classifier, and its prototypes, know the classes of the data.
     """
 
     def __init__(self, model, settings, data, own_classifier=True):
@@ -56,7 +55,7 @@ class LitAgglomerator(LightningModule):
         self.metrics = RunMetrics(len(data.classes), settings.embedding_dim, settings.levels)
         for name, parameter in model.named_parameters():
             parameter.requires_grad = self._learns(name.partition(".")[0])
-        self.contrast = Contrast(model, settings, data)
+        self.contrast = Contrast(model, settings, data, own_classifier)
         self.reconstruction = Reconstruction(model, settings)
         self.first_step = None
         self.began_from = None  # fingerprint of the weights
@@ -85,7 +84,7 @@ class LitAgglomerator(LightningModule):
             loss, embedding, apart = self.contrast(images, labels, generator, self.current_epoch)
             if apart is not None:
                 self._log_step("train_agreement", apart)
-            self.metrics.class_means.update(embedding, labels.repeat(2))
+            self.metrics.class_means.update(embedding, labels.repeat(self.settings.n_views))
         elif self.stage == "masked":
             loss = self.reconstruction(self.data.augmented_view(images, generator), generator)
         else:
@@ -176,7 +175,9 @@ class LitAgglomerator(LightningModule):
             with without_autocast(embedding.device):
                 cosines = embedding.float() @ means.mT
             return cosines.masked_fill(~means.any(1), -torch.inf)  # a class without images
-        return self.model.classification_head_from_contr(embedding)
+        head = self.model.classification_head_from_contr
+        with without_autocast(embedding.device):  # as freeze does
+            return head(embedding.to(next(head.parameters()).dtype))
 
     def probabilities(self, logits):
         """Probabilities of the classes (B, n_classes). Cosines to the class means become some as

@@ -14,20 +14,27 @@ from agglomerator.training.teacher import Teacher
 from agglomerator.util.precision import upcast
 from agglomerator.util.random import seeded_generator
 
+PROTOTYPES = 4.0  # weight of their loss beside that of the views
+
 
 class Contrast:
-    """The supervised contrastive loss of two augmented views of every image, with --prototypes also
-    that of the views and the prototypes of the classes, and with --agreement the loss that asks for islands. If that is of composites, the second view is the image's figure
+    """The supervised contrastive loss of two augmented views of every image, and with --agreement
+    the loss that asks for islands. If that is of composites, the second view is the image's figure
     on another ground.
+
+    With --prototypes the views are compared with the prototypes of the classes too; then V, the
+    number of views, is 1 rather than 2, but with composites.
 
     Args:
         model: the `Agglomerator`.
         settings: of the run.
         data: the `ImageDataModule` that makes views.
+        own_classes: the prototypes are of the classes of the data.
     """
 
-    def __init__(self, model, settings, data):
+    def __init__(self, model, settings, data, own_classes=True):
         self.model, self.settings, self.data = model, settings, data
+        self.own_classes = own_classes
         self.teacher = Teacher(copy.deepcopy(model).eval()) if settings.is_taught else None
         self._compiled = None
 
@@ -39,16 +46,19 @@ class Contrast:
             epoch: of the training; None in evaluation.
 
         Returns:
-            The loss, embeddings (2B, contr_dim) of both views, and the part of the loss that asks
+            The loss, embeddings (V B, contr_dim) of the views, and the part of the loss that asks
             for islands, before it is weighted, or None.
         """
-        s, labels, training = self.settings, labels.repeat(2), epoch is not None
+        s, training = self.settings, epoch is not None
+        # In evaluation two in any case: the loss of few views counts those alone that have a pair.
+        n_views = s.n_views if training else 2
+        labels = labels.repeat(n_views)
         if s.agreement and s.agreement_cue == "composites":
             own = not training or epoch >= s.max_epochs / 3
             embedding, apart = self._composites(images, generator, own)
             loss = self._loss(embedding, labels, training)
         else:
-            views, islands = self._views(images, generator, training)
+            views, islands = self._views(images, generator, n_views, training)
             compare = self.compare if self._compiled is None or not training else self._compiled
             loss, embedding, levels = compare(views, labels, training)
             apart = None
@@ -60,15 +70,15 @@ class Contrast:
             loss = loss + s.agreement * apart
         return loss, embedding, apart
 
-    def _views(self, images, generator, training):
-        """Two views of each image (2B, C, H, W), and their islands (2B, K, S, S) where a network
+    def _views(self, images, generator, n_views, training):
+        """The views of the images (V B, C, H, W), and their islands (V B, K, S, S) where a network
         teaches them, else None. In evaluation the network teaches itself."""
-        twice = images.repeat(2, 1, 1, 1)
+        repeated = images.repeat(n_views, 1, 1, 1)
         if not self.settings.is_taught:
-            return self.data.augmented_view(twice, generator), None
+            return self.data.augmented_view(repeated, generator), None
         teacher = self.teacher if training else Teacher(self.model)
-        islands = teacher.islands(self.data.view(images)).repeat(2, 1, 1, 1)
-        return self.data.labelled_view(twice, islands, generator)
+        islands = teacher.islands(self.data.view(images)).repeat(n_views, 1, 1, 1)
+        return self.data.labelled_view(repeated, islands, generator)
 
     def _composites(self, images, generator, own):
         """Embeddings (2B, contr_dim) of a view of each image, and of its figure on the ground of
@@ -95,8 +105,8 @@ class Contrast:
     def _loss(self, embedding, labels, across):
         tau, prototypes = self.settings.temperature, self.model.prototypes
         loss = supervised_contrastive_loss(embedding, labels, tau, across_processes=across)
-        if prototypes is not None:
-            loss = loss + prototype_loss(embedding, labels, prototypes, tau)
+        if prototypes is not None and self.own_classes:
+            loss = loss + PROTOTYPES * prototype_loss(embedding, labels, prototypes, tau)
         return loss
 
     def compile(self, replayed):
