@@ -77,13 +77,12 @@ def complete_from_images(settings, given, start=None, counts=True):
     names = derived_of(of, given)
     if not names:
         return settings
-    kept = {}
-    if start is not None and start.stage is not None:
-        if not counts or start.training_images == registry.training_images(of):
-            goes_on = settings.resume_training and start.stage == settings.stage
-            keeps = LENGTH if goes_on else ("batch_size", "supervised_epochs")
-            kept = {name: start.settings.get(name) for name in (*keeps, "val_share")}
-            kept = {name: value for name, value in kept.items() if value is not None}
+    kept, of_ours = {}, start is not None and start.stage is not None
+    if of_ours and (not counts or start.training_images == registry.training_images(of)):
+        goes_on = settings.resume_training and start.stage == settings.stage
+        keeps = LENGTH if goes_on else ("batch_size", "supervised_epochs")
+        kept = {name: start.settings.get(name) for name in (*keeps, "val_share")}
+        kept = {name: value for name, value in kept.items() if value is not None}
     found = kept
     if counts:
         n_images = n_training_images(of.replace(val_share=kept.get("val_share", of.val_share)))

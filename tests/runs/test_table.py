@@ -71,7 +71,11 @@ def test_runs_side_by_side(output):
 def test_a_test_of_another_kind_is_not_taken_for_that_of_the_training(output, tmp_path):
     folder = shutil.copytree(output, tmp_path / "copy")
     best = folder / "a" / "seed2" / "checkpoints" / "supervised_best.ckpt"
-    flags = "--mode=test", f"--load_checkpoint_dir={best}", f"--output_dir={folder}",
+    flags = (
+        "--mode=test",
+        f"--load_checkpoint_dir={best}",
+        f"--output_dir={folder}",
+    )
     flags += "--exp_name=a/seed2", "--limit_test=2", "--logger=none", "--batch_size=32"
     run_main(*flags, "--test_time_flip", "--iters=6")
     rows, differing = runs_of(folder)

@@ -134,7 +134,8 @@ class _Vectors:
 
 
 def _tokens(model, views):
-    return model.image_to_tokens(views.to(model.init_levels.dtype)).permute(1, 2, 0)[:, :, None]  # (B, n, 1, d)
+    tokens = model.image_to_tokens(views.to(model.init_levels.dtype))  # (d, B, n)
+    return tokens.permute(1, 2, 0)[:, :, None]  # (B, n, 1, d)
 
 
 class _Segments:
