@@ -243,10 +243,24 @@ def test_images_that_are_not_normalised_are_warned_of(trained, recwarn):
     with torch.no_grad():
         model.classify(model.preprocess(pixels))
         assert not [w for w in recwarn if "preprocess" in str(w.message)]
+        model(model.preprocess(np.full((9, 9), 200, np.uint8)))
+        assert not [w for w in recwarn if "preprocess" in str(w.message)]
         for use in (model, model.classify, model.states):
             for images in (pixels, pixels / 255):
                 with pytest.warns(UserWarning, match="model.preprocess"):
                     use(images)
+
+
+def test_a_pillow_image_comes_out_as_its_file_does(trained, tmp_path):
+    values = (np.arange(16 * 16, dtype=np.uint16) * 16).reshape(16, 16)  # 12 bits
+    Image.fromarray(values).save(tmp_path / "x.png")
+    preprocess = load_checkpoint(checkpoint(trained)).preprocess
+    of_file = preprocess(str(tmp_path / "x.png"))
+    with Image.open(tmp_path / "x.png") as image:
+        assert torch.equal(preprocess(image), of_file)
+        assert preprocess.photographs(image)[0].shape == (1, 16, 16)
+        image.paste(0, (0, 0, 16, 16))
+        assert not torch.equal(preprocess(image), of_file)
 
 
 def test_a_published_network_needs_its_data_set_named(trained, tmp_path):
@@ -274,6 +288,14 @@ def test_another_network_than_the_trained_one_is_said(trained, tmp_path, capsys)
     assert "sees nothing of the image" in said and "--denoise_iter=-1: " not in said
     said, place = run(capsys, tmp_path, mode="islands", consensus_self=True, **load)
     assert "--consensus_self=True:" in said
+
+
+def test_iterations_that_a_published_network_did_not_have_are_said(trained, tmp_path, capsys):
+    path = tmp_path / "p.pt"
+    torch.save(load_checkpoint(checkpoint(trained)).state_dict(), path)
+    load = dict(data_dir=trained[0], load_checkpoint_dir=str(path), supervise=True, mode="test")
+    assert "--iters=3: " in run(capsys, tmp_path, iters=3, **load)[0]
+    assert "was trained with" not in run(capsys, tmp_path, iters=4, **load)[0]
 
 
 def test_pictures_of_other_images_are_kept(trained, tmp_path, capsys):

@@ -16,8 +16,8 @@ from agglomerator.util.errors import UserError
 from agglomerator.util.terminal import say
 
 SHOWN = 5  # class names in a message
-# Of a resumed training: what its optimizer and schedule keep, and what makes it another one.
-KEPT = "learning_rate", "lr_speed", "weight_decay"
+# Of a resumed training: what optimizer, schedule and best.ckpt keep; what makes it another one.
+KEPT = "learning_rate", "lr_speed", "weight_decay", "monitor"
 OF_TRAINING = ("seed", "val_share", "batch_size", "accumulate", "limit_train", "augmentation",
             "temperature", "agreement", "agreement_cue", "level_cosine", "precision")  # fmt: skip
 # Of the network, what leaves no trace in its weights.
@@ -249,7 +249,8 @@ def _tell_data(asked, given, start, use):
         before, wanted = start.settings.get(name), getattr(asked, name)
         if name == "iters" and before is None:
             before = 2 * start.settings["levels"]
-        if name in given and start.stage is not None and wanted not in (None, before):
+        known = name == "iters" or start.stage is not None
+        if name in given and known and wanted not in (None, before):
             say(f"--{name}={wanted}: {start.name} was trained with {before}.")
 
 

@@ -17,6 +17,11 @@ from agglomerator.data.images import ImageSet
         (["cat", "dog"], ["0", "1"], [0, 1]),
         (["cat", "dog"], ["01", "00"], [1, 0]),
         (["7", "8"], ["8", "7"], [1, 0]),
+        (
+            ["0", "1", "10", *"23456789"],
+            [f"{i:02}" for i in range(11)],
+            [0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 2],
+        ),
         (["cat", "dog"], ["1", "2"], None),
         (["cat", "dog", "owl"], ["0", "1"], None),
         (["cat", "dog"], ["cat", "cow"], None),

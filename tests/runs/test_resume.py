@@ -371,3 +371,21 @@ def test_json_has_null_for_what_is_not_known(tmp_path):
         assert json.loads(
             (folder.path / f"{name}.json").read_text(), parse_constant=pytest.fail
         ) == (content)
+
+
+def test_the_best_checkpoint_stays_the_best(tmp_path):
+    """Whatever the resumed run asks for, and however bad what it learns."""
+    flags = "--exp_name=run", "--lr_speed=6", "--limit_train=8"
+    one = small_run(tmp_path, *flags, "--max_epochs=3").stdout
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    before = best.read_bytes()
+    spoil = torch.load(best.with_name("last.ckpt"), weights_only=True)
+    spoil["state_dict"]["model.contrastive_head.10.weight"].zero_()
+    torch.save(spoil, best.with_name("last.ckpt"))
+    more = "--validate_every=2", "--monitor=val_loss", "--limit_train=1", "--resume_training"
+    two = small_run(tmp_path, *flags, "--max_epochs=6", *more).stdout
+    assert "--monitor: the resumed run keeps val_acc." in two
+    assert best.read_bytes() == before
+    assert [("val_acc" in line) for line in (one + two).splitlines() if line[:6] == "epoch "] == [
+        True, True, True, True, False, True,
+    ]  # fmt: skip

@@ -8,7 +8,7 @@ from conftest import SMALL_SETTINGS
 from agglomerator import Agglomerator
 from agglomerator.config import Settings
 from agglomerator.data.module import ImageDataModule
-from agglomerator.training.module import LitAgglomerator
+from agglomerator.training.module import LitAgglomerator, OneCycle
 
 
 @pytest.fixture
@@ -73,3 +73,23 @@ def test_prototypes_of_other_classes_have_no_part_in_the_loss():
     assert losses[0] > losses[1]
     generator = torch.Generator().manual_seed(0)
     assert contrast(images, labels, generator)[0].isfinite()  # more classes than prototypes
+
+
+@pytest.mark.parametrize("steps", [50, 200, 100])
+def test_the_schedule_of_a_resumed_training_ends_with_it(steps):
+    """It stopped after 30 of 100 steps, and goes on on another number of processes."""
+
+    def schedule(total):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        return OneCycle(optimizer, max_lr=1.0, total_steps=total)
+
+    whole, before, after = schedule(steps), schedule(100), schedule(steps)
+    for one, number in ((whole, 0.3 * steps), (before, 30)):
+        for _ in range(round(number)):
+            one.step()
+    after.load_state_dict(before.state_dict())
+    for _ in range(round(0.7 * steps) - 1):
+        whole.step()
+        after.step()
+        assert after.get_last_lr() == pytest.approx(whole.get_last_lr())
+    assert after.get_last_lr()[0] < 1e-4

@@ -154,7 +154,10 @@ def _note(settings):
     s = settings
     islands = f"neighbours with a cosine of {s.island_threshold:g} or more"
     if s.island_loss is not None:
-        islands = f"neighbours merged while that loses {s.island_loss:g} at most (--island_loss)"
+        islands = (
+            f"neighbours merged while that loses {s.island_loss:g} at most, on each lower level a "
+            "quarter (--island_loss)"
+        )
     return (
         f"The state is carried on, {s.n_iters} iterations a frame. Islands: {islands}; single: of "
         "one column. An island keeps its colour as long as it overlaps itself in the frame before; "

@@ -50,7 +50,9 @@ def match(known, names):
         if distinct and all(name in indices for name in forms):
             return [indices[name] for name in forms]
     if len(names) == len(known) and are_numbers(names):
-        return [int(name) for name in names]
+        numbers = map(int, known) if are_numbers(known) else range(len(known))
+        indices = {number: i for i, number in enumerate(numbers)}
+        return [indices[int(name)] for name in names]
     return None
 
 

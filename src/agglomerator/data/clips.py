@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
-from agglomerator.data.decode import formats, pixels_of
+from agglomerator.data.decode import formats, of_8_bits, pixels_of
 from agglomerator.data.sets.folder import images_below
 from agglomerator.util.errors import UserError
 from agglomerator.util.files import written_whole
@@ -111,7 +111,7 @@ def _of_folder(path, where):
         say(f"{where}: left out {sum(others.values())} files that are no images.")
     for each in sorted(paths, key=_by_numbers):
         with open(each, "rb") as file, Image.open(file, formats=formats()) as image:
-            yield Path(each).name, ImageOps.exif_transpose(image)
+            yield Path(each).name, ImageOps.exif_transpose(of_8_bits(image, file))
 
 
 def _by_numbers(path):

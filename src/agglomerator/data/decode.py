@@ -57,7 +57,7 @@ def read_image(path, size, n_channels):
         # Given a path, Pillow maps some files into memory, and scrambles those to be turned.
         with open(path, "rb") as file, Image.open(file, formats=formats()) as image:
             image.draft(None, (2 * size, 2 * size))  # large JPEGs need not be decoded in full
-            return _square(_of_8_bits(image, file), size, n_channels)
+            return _square(of_8_bits(image, file), size, n_channels)
     except Exception as error:  # damaged files raise anything
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "its format is not known here" if unknown else " ".join(str(error).split())
@@ -102,7 +102,7 @@ def read_photograph(path, least, most, n_channels):
 
 def pixels_of(image, size, n_channels):
     """A Pillow image of any mode and size, as `read_image` would return it."""
-    return _square(_of_8_bits(image.copy()), size, n_channels)
+    return _square(of_8_bits(image.copy()), size, n_channels)
 
 
 def _square(image, size, n_channels):
@@ -175,7 +175,7 @@ def to_8_bits(values, bits=None):
     return np.clip(values, 0, 255).astype(np.uint8)
 
 
-def _of_8_bits(image, file=None):
+def of_8_bits(image, file=None):
     """Convert an image of an open file to 8 bits. Returns it unchanged if it has no more."""
     raw, clear, bits = _raw_mode(image), image.info.get("transparency"), None
     tags = getattr(image, "tag_v2", {})  # of TIFF

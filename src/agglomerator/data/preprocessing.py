@@ -89,7 +89,7 @@ class Preprocessing:
         high = max((1 - m) / s for m, s in zip(self.mean, self.std, strict=True))
         least, greatest = inputs[0].min().item(), inputs[0].max().item()
         outside = least < low - MARGIN or greatest > high + MARGIN
-        if outside or (least >= 0 and greatest <= 1):
+        if outside or (0 <= least < 0.1 and 0.9 < greatest <= 1):
             warnings.warn(
                 f"images with values from {least:.3g} to {greatest:.3g}, but this network was "
                 f"trained on {low:.3g} to {high:.3g}: use model(model.preprocess(images)).",
@@ -100,7 +100,9 @@ class Preprocessing:
 def each_image(images, gray=False):
     """A list of Pillow images or paths, from one image, a list of images, or a batch. For a `gray`
     network a tensor (3, H, W) is refused: it may be three gray images."""
-    if isinstance(images, str | os.PathLike | Image.Image):
+    if isinstance(images, Image.Image):
+        return [_file_of(images) or images]
+    if isinstance(images, str | os.PathLike):
         return [images]
     if isinstance(images, list | tuple) and images:
         return [one for image in images for one in each_image(image)]
@@ -130,3 +132,11 @@ def each_image(images, gray=False):
     batch = array[None] if array.ndim == 3 else array
     batch = batch[..., 0] if batch.shape[-1] == 1 else batch
     return [Image.fromarray(np.ascontiguousarray(image)) for image in batch]
+
+
+def _file_of(image):
+    """The file of a Pillow image that was opened and not read yet, or None. The file tells how many
+    bits a value has, which the image does not."""
+    unread = getattr(image, "tile", None) and image.tell() == 0
+    path = getattr(image, "filename", None) if unread else None
+    return path if path and os.path.isfile(path) else None

@@ -52,7 +52,10 @@ def caption_of_lines(side, threshold, loss=None, single=True):
     `single`, what that word below a panel means."""
     islands = f"neighbours with a cosine of {threshold:g} or more"
     if loss is not None:
-        islands = f"neighbours merged while that loses {loss:g} at most (--island_loss)"
+        islands = (
+            f"neighbours merged while that loses {loss:g} at most, on each lower level a quarter "
+            "(--island_loss)"
+        )
     islands += "; single: of one column" * single
     return f"Islands: {islands}. Lines surround those of {least_outlined(side)} columns or more."
 

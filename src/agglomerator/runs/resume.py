@@ -163,6 +163,12 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    @property
+    def state_key(self):
+        """Names its state in a checkpoint. That of Lightning depends on `every` too, and the best
+        score would be lost with another."""
+        return f"BestCheckpoint of {self.monitor}"
+
     def check_monitor_top_k(self, trainer, current=None):
         better = super().check_monitor_top_k(trainer, current)
         return better or (current is not None and bool(current == self.best_model_score))

@@ -26,7 +26,7 @@ def hidden_pixel_loss(predicted, images, hidden):
     return squares.sum() / (hidden.sum() * images.shape[1])
 
 
-def level_cosine_loss(model, states):
+def level_cosine_loss(model, states, across_processes=True):
     """Tell how far what the column nets say is from the levels that hear it (Agglomerator++, the
     terms beside the loss of pixels).
 
@@ -38,6 +38,7 @@ def level_cosine_loss(model, states):
     Args:
         model: the `Agglomerator`.
         states: T + 1 `State`s, from `Agglomerator.reconstruct`.
+        across_processes: False to compare the columns of this process alone.
 
     Returns:
         A scalar, the mean over the T iterations, from 0 to 4.
@@ -49,16 +50,18 @@ def level_cosine_loss(model, states):
         sources = [level.detach() if t == 0 else level for level in levels]
         top = len(levels) - 1
         said = model.bottom_up.plain(sources[top - 1], top)
-        terms.append(1 - _mean_cosine(said, levels[top]))
+        terms.append(1 - _mean_cosine(said, levels[top], across_processes))
         said = [model.top_down.plain(sources[k + 1], k) for k in range(top)]
-        cosines = [_mean_cosine(*pair) for pair in zip(said, levels, strict=False)]
+        cosines = [
+            _mean_cosine(*pair, across_processes) for pair in zip(said, levels, strict=False)
+        ]
         terms.append(1 - torch.stack(cosines).mean())
     return torch.stack(terms).sum() / (len(states) - 1)
 
 
-def _mean_cosine(one, other):
+def _mean_cosine(one, other, across):
     """Mean cosine over all pairs of a column of one and of the other, each (d, B, n): the product
     of the mean unit vectors."""
     means = [F.normalize(upcast(x), dim=0).flatten(1).mean(1) for x in (one, other)]
-    one, other = (gather(mean[None]).mean(0) for mean in means)
+    one, other = (gather(mean[None]).mean(0) for mean in means) if across else means
     return (one * other).sum()

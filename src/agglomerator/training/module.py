@@ -19,7 +19,15 @@ from agglomerator.util.terminal import say
 
 
 class OneCycle(OneCycleLR):
-    """The one-cycle schedule, which holds its last value after its end."""
+    """The one-cycle schedule, which holds its last value after its end. If a resumed training has
+    other steps per epoch, as on another number of processes, it goes on at the same share."""
+
+    def load_state_dict(self, state):
+        own = {name: vars(self)[name] for name in ("total_steps", "_schedule_phases")}
+        share = own["total_steps"] / state["total_steps"]
+        super().load_state_dict(state)
+        if share != 1:
+            vars(self).update(own, last_epoch=round(self.last_epoch * share))
 
     def step(self, epoch=None):
         if self.last_epoch + 1 < self.total_steps:

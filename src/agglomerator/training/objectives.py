@@ -138,7 +138,9 @@ class Reconstruction:
         pixels, states = self.model.reconstruct(views, hidden)
         loss = hidden_pixel_loss(pixels, views, hidden)
         if self.settings.level_cosine:
-            loss = loss + self.settings.level_cosine * level_cosine_loss(self.model, states)
+            across = self.model.training  # in evaluation processes may have unequal batches
+            cosines = level_cosine_loss(self.model, states, across)
+            loss = loss + self.settings.level_cosine * cosines
         return loss
 
     def show(self, views):

@@ -238,10 +238,11 @@ class EpochLines(Callback):
 
     def on_train_epoch_end(self, trainer, module):
         metrics = trainer.logged_metrics | trainer.callback_metrics
+        validated = (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0
         parts = [
             f"{name} {metrics[name]:{form}}"
             for name, form in self.FORMATS.items()
-            if name in metrics
+            if name in metrics and (validated or not name.startswith("val_"))
         ]
         say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  " + "  ".join(parts))
 

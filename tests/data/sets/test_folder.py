@@ -312,6 +312,13 @@ def unknown_class(root):
     save(root / "test" / "bird" / "0.png", Image.new("L", (8, 8)))
 
 
+def loose_test(root):
+    for path in list((root / "test").rglob("*.png")):
+        path.rename(root / "test" / f"{path.parent.name}{path.name}")
+    for path in (root / "test" / "cat", root / "test" / "dog"):
+        path.rmdir()
+
+
 def no_train(root):
     (root / "train").rename(root / "training")
 
@@ -331,6 +338,7 @@ FAULTS = [
     (unknown_class, "test/bird: no such class"),
     (no_train, "has no train/ folder"),
     (no_test, "has no test/ folder"),
+    (loose_test, "/test: holds no folder of a class"),
 ]
 
 

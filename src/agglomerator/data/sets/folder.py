@@ -125,6 +125,11 @@ def read_folder(settings, split, size):
                 f"{folder / name / unknown[0]}: no such class in {folder / 'train'}; add it there, "
                 "or remove it here."
             )
+        if not paths:
+            raise UserError(
+                f"{folder / name}: holds no folder of a class with images; use "
+                f"{folder / name}/<class>/*, as in {folder / 'train'}, or remove it."
+            )
         if name == names[split]:
             number = {c: classes.index(c) for c in own}
             found = paths, [number[own[label]] for label in labels]
