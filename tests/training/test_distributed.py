@@ -300,6 +300,16 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(tmp_path, option):
         assert same_weights(parts / path, whole / path)
 
 
+def test_processes_that_validate_unequal_numbers_of_batches(tmp_path):
+    """287 images: 12 batches of 13 in one, 11 in the other."""
+    flags = OPTIONS["masked"] | dict(batch_size=13, limit_train=2, max_epochs=1)
+    with launch(tmp_path, *BY_ITSELF, **flags) as run:
+        stderr = run.communicate(timeout=100)[1]
+    assert run.returncode == 0, stderr
+    (row,) = [row for row in rows(tmp_path / "two", "masked") if row["val_loss"]]
+    assert float(row["val_loss"]) > 0
+
+
 def children(pid):
     """Processes that a process has started."""
     listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True).stdout
