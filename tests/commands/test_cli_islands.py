@@ -15,6 +15,7 @@ from agglomerator.runs.checkpoints import SHELF
 from agglomerator.util.errors import UserError
 
 CONFIGS = {
+    "CIFAR100": "config_CIFAR100.cfg",
     "PhotoParts": "config_PhotoParts.cfg",
     "CIFAR10": "config_CIFAR10.cfg",
     "FashionMNIST": "config_FashionMNIST.cfg",
