@@ -13,7 +13,7 @@ from agglomerator.data.module import n_batches
 from agglomerator.data.sets.moving import draw_clip
 from agglomerator.data.sets.partwhole import PartWhole
 from agglomerator.data.transforms import normalize, to_channels
-from agglomerator.islands.figures import animate
+from agglomerator.islands.figures import animate, rule_of_islands
 from agglomerator.islands.tracks import lives
 from agglomerator.islands.video import best_possible, draw_frames, rows_of, score, watch
 from agglomerator.runs.record import make_room
@@ -152,12 +152,7 @@ def _lines(record):
 
 def _note(settings):
     s = settings
-    islands = f"neighbours with a cosine of {s.island_threshold:g} or more"
-    if s.island_loss is not None:
-        islands = (
-            f"neighbours merged while that loses {s.island_loss:g} at most, on each lower level a "
-            "quarter (--island_loss)"
-        )
+    islands = rule_of_islands(s.island_threshold, s.island_loss)
     return (
         f"The state is carried on, {s.n_iters} iterations a frame. Islands: {islands}; single: of "
         "one column. An island keeps its colour as long as it overlaps itself in the frame before; "

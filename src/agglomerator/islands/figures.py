@@ -50,14 +50,18 @@ def caption(images, states, projection, threshold, loss=None):
 def caption_of_lines(side, threshold, loss=None, single=True):
     """What lines mean in a picture of islands on a grid of `side` columns a side; and, with
     `single`, what that word below a panel means."""
-    islands = f"neighbours with a cosine of {threshold:g} or more"
-    if loss is not None:
-        islands = (
-            f"neighbours merged while that loses {loss:g} at most, on each lower level a quarter "
-            "(--island_loss)"
-        )
-    islands += "; single: of one column" * single
+    islands = rule_of_islands(threshold, loss) + "; single: of one column" * single
     return f"Islands: {islands}. Lines surround those of {least_outlined(side)} columns or more."
+
+
+def rule_of_islands(threshold, loss=None):
+    """In words, which columns are an island; the arguments are those of `segment`."""
+    if loss is None:
+        return f"neighbours with a cosine of {threshold:g} or more"
+    return (
+        f"neighbours merged while that loses {loss:g} at most, on each lower level a quarter "
+        "(--island_loss)"
+    )
 
 
 def caption_of_masks(masks):
