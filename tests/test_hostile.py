@@ -262,9 +262,11 @@ def test_results_that_are_not_finite_are_no_figures(trained, tmp_path):
     content["state_dict"]["model.image_to_tokens.0.block.1.running_var"].fill_(-1.0)
     torch.save(content, tmp_path / "x.ckpt")
     s = settings.replace(load_checkpoint_dir=str(tmp_path / "x.ckpt"), output_dir=str(tmp_path))
-    with pytest.raises(UserError, match="not finite"):
-        run.test(s, {"dataset"})
-    assert not list(tmp_path.rglob("test_*.json"))
+    for command in (run.test, run.islands, run.freeze):
+        with pytest.raises(UserError, match="not finite"):
+            command(s.replace(mode=command.__name__), {"dataset"})
+    ends = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert not ends & {".json", ".npy", ".npz", ".png"}
 
 
 @pytest.mark.slow

@@ -37,6 +37,8 @@ def test_length_for_any_number_of_images():
         previous = batch, epochs, n_images
     assert length_for(10**4, optimizer="muon")["learning_rate"] == 0.012  # that of CIFAR-10
     assert length_for(800, optimizer="muon")["learning_rate"] == 0.006
+    few = length_for(10**4, optimizer="muon", batch=32, accumulate=4)
+    assert few["learning_rate"] == 0.012  # a step of as many images
     assert length_for(96)["max_epochs"] == round(1000 * 96**-0.4)
     whole = length_for(10**5)["batch_size"]
     assert [length_for(10**5, n)["batch_size"] for n in (2, 8, 1000)] == [whole // 2, whole // 8, 1]
@@ -65,7 +67,7 @@ def stored(path):
 def test_a_folder_trains_without_a_batch_and_a_length(trained):
     _, output, said = trained
     wanted = DERIVED
-    lines = [line for line in said.splitlines() if "training images follows" in line]
+    lines = [line for line in said.splitlines() if "Chosen for" in line]
     batch = f"--batch_size={wanted['batch_size']}"
     assert len(lines) == 2 and all(batch in line and " 8000 " in line for line in lines)
     assert f"--max_epochs={wanted['max_epochs']};" in lines[0]

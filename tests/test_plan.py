@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -285,7 +286,7 @@ def test_another_network_than_the_trained_one_is_said(trained, tmp_path, capsys)
     load = dict(data_dir=trained[0], load_checkpoint_dir=checkpoint(trained))
     said, place = run(capsys, tmp_path, mode="test", iters=1, denoise_iter=-1, **load)
     assert "--iters=1:" in said and "was trained with 4" in said
-    assert "sees nothing of the image" in said and "--denoise_iter=-1: " not in said
+    assert "the image reaches the top level" in said and "--denoise_iter=-1: " not in said
     said, place = run(capsys, tmp_path, mode="islands", consensus_self=True, **load)
     assert "--consensus_self=True:" in said
 
@@ -334,3 +335,44 @@ def test_a_test_takes_its_loss_and_its_islands_from_the_checkpoint(trained, tmp_
     assert found.settings.augmentation == "flip"
     model = load_checkpoint(told_file, island_threshold=0.9)
     assert model.settings.found_by == {"threshold": 0.9, "loss": None}
+
+
+def test_a_test_with_another_loss_than_the_training_is_said(trained, tmp_path, capsys):
+    load = dict(data_dir=trained[0], load_checkpoint_dir=checkpoint(trained, stage=""))
+    said, _ = run(capsys, tmp_path, mode="test", temperature=0.5, **load)
+    assert "--temperature=0.5: " in said and "was trained with 0.07" in said
+    assert "--augmentation" not in said
+
+
+def test_one_image_is_a_test_set(trained, tmp_path, capsys):
+    folder = write(tmp_path / "few", {"ash": 20, "bone": 90}, n_train=1, n_test=1)
+    shutil.rmtree(tmp_path / "few" / "test" / "bone")
+    load = dict(data_dir=folder, load_checkpoint_dir=checkpoint(trained))
+    for mode in ("test", "islands", "freeze"):
+        _, place = run(capsys, tmp_path, mode=mode, **load)
+    assert record_of(place)["images"] == record_of(place)["islands"]["images"] == 1
+    with (place / "images_test.csv").open(newline="") as file:
+        assert [row["file"] for row in csv.DictReader(file)] == [f"{folder}/test/ash/00.png"]
+
+
+TAUGHT = dict(agreement=10.0, agreement_cue="islands", augmentation="views", resume_training=True)
+
+
+def test_a_teacher_that_is_not_there_is_asked_for(trained, tmp_path, capsys):
+    with pytest.raises(UserError, match="name the network that teaches"):
+        run(capsys, tmp_path, data_dir=trained[0], **TAUGHT)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_taught_run_begins_with_its_teacher_and_goes_on_with_itself(trained, tmp_path, capsys):
+    taught = TAUGHT | dict(data_dir=trained[0], head="flatten", max_epochs=1)
+    teacher = dict(load_checkpoint_dir=checkpoint(trained, stage=""))
+    said, place = run(capsys, tmp_path, **taught | teacher)
+    assert "is its teacher" in said and "epoch 1/1" in said
+    said, _ = run(capsys, tmp_path, **taught | dict(max_epochs=2))
+    assert "epoch 2/2" in said and "epoch 1/2" not in said
+
+
+def test_a_cue_without_its_loss_is_said(trained, tmp_path, capsys):
+    said, _ = run(capsys, tmp_path, data_dir=trained[0], max_epochs=1, agreement_cue="composites")
+    assert "--agreement_cue: does nothing without --agreement" in said

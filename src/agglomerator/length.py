@@ -12,7 +12,7 @@ RATES = {"muon": 0.012, "adamw": 0.002}  # peaks of stage one, for a batch of 12
 LENGTH = "batch_size", "max_epochs", "lr_speed", "supervised_epochs", "learning_rate"
 
 
-def length_for(n_images, processes=1, optimizer="adamw", batch=None):
+def length_for(n_images, processes=1, optimizer="adamw", batch=None, accumulate=1):
     """Batch, epochs and learning rate for a number of training images.
 
     The batch grows with the square root of the number of images, from 16 to 256 in powers of two,
@@ -26,6 +26,7 @@ def length_for(n_images, processes=1, optimizer="adamw", batch=None):
         processes: that train together.
         optimizer: a key of `RATES`.
         batch: images of a batch in each process, if they are decided.
+        accumulate: batches to a step.
 
     Returns:
         A dictionary of the settings `LENGTH`.
@@ -37,7 +38,7 @@ def length_for(n_images, processes=1, optimizer="adamw", batch=None):
     whole = 2 ** round(math.log2(max(n_images, 1)) / 2)
     whole = min(max(SMALLEST, min(whole, LARGEST)), max(n_images // 4, 1))
     batch = max(1, whole // processes) if batch is None else batch
-    rate = RATES[optimizer] * (batch * processes / 128) ** 0.5
+    rate = RATES[optimizer] * (batch * processes * accumulate / 128) ** 0.5
     epochs = max(1, round(1000 * max(n_images, 1) ** -0.4))
     return {
         "batch_size": batch,
@@ -70,7 +71,7 @@ def complete_from_images(settings, given, start=None, counts=True):
     Raises:
         UserError: the folder of images is missing or wrong.
     """
-    of = settings
+    s = of = settings
     if start is not None:
         told = (start.settings.keys() & {"dataset", "pretraining", "head"}) - set(given)
         of = settings.replace(**{name: start.settings[name] for name in told})
@@ -79,7 +80,7 @@ def complete_from_images(settings, given, start=None, counts=True):
         return settings
     kept, of_ours = {}, start is not None and start.stage is not None
     if of_ours and (not counts or start.training_images == registry.training_images(of)):
-        goes_on = settings.resume_training and start.stage == settings.stage
+        goes_on = settings.resume_training and start.stage == of.stage
         keeps = LENGTH if goes_on else ("batch_size", "supervised_epochs")
         kept = {name: start.settings.get(name) for name in (*keeps, "val_share")}
         kept = {name: value for name, value in kept.items() if value is not None}
@@ -88,7 +89,7 @@ def complete_from_images(settings, given, start=None, counts=True):
         n_images = n_training_images(of.replace(val_share=kept.get("val_share", of.val_share)))
         processes = processes_here(settings) * devices_of(settings)[1]
         batch = settings.batch_size if "batch_size" in given else kept.get("batch_size")
-        found = length_for(n_images, processes, settings.optimizer, batch) | kept
+        found = length_for(n_images, processes, s.optimizer, batch, s.accumulate) | kept
     return settings.replace(**{name: found[name] for name in names if name in found})
 
 
@@ -100,4 +101,4 @@ def tell_length(settings, given, n_images):
     said = [f"--{name}={getattr(settings, name)}" for name in wanted if name in names]
     if not said:
         return None
-    return f"From the {n_images} training images follows {' '.join(said)}; give others if you like."
+    return f"Chosen for {n_images} training images: {' '.join(said)}; give these flags to override."

@@ -8,21 +8,19 @@ from functools import cached_property
 
 from agglomerator.config import DESCRIBED, LOSS_SETTINGS, SPLIT_SETTINGS, Settings
 from agglomerator.data import registry
-from agglomerator.data.classes import ClassMap, are_numbers, match
+from agglomerator.data.classes import ClassMap, map_classes
 from agglomerator.length import complete_from_images
 from agglomerator.runs.checkpoints import PUBLISHED_PARTS, Checkpoint, fingerprint, read
 from agglomerator.runs.folder import RunFolder
 from agglomerator.util.errors import UserError
 from agglomerator.util.terminal import say
 
-SHOWN = 5  # class names in a message
-# Of a resumed training: what optimizer, schedule and best.ckpt keep; what makes it another one.
+# Of a resumed training: what it takes from its checkpoint; what changes its course if it differs.
 KEPT = "learning_rate", "lr_speed", "weight_decay", "monitor"
 OF_TRAINING = ("seed", "val_share", "batch_size", "accumulate", "limit_train", "augmentation",
             "temperature", "agreement", "agreement_cue", "level_cosine", "precision")  # fmt: skip
 # Of the network, what leaves no trace in its weights.
 UNSEEN = "iters", "denoise_iter", "dropout", "consensus_self", "consensus_temperature"
-OF_STAGE_TWO = {"max_epochs": "supervised_epochs", "learning_rate": "supervised_learning_rate"}
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,9 @@ def resolve(settings, given, use):
     if "n_classes" in given and asked.n_classes not in (len(found), known):
         raise _wrong_n_classes(asked, len(found))
     goes_on = use == "train" and settings.resume_training and start.stage == settings.stage
-    class_map = _map_classes(settings, start, found, use, goes_on)
+    if settings.is_taught and start.settings.get("agreement_cue") != "islands":
+        goes_on = False  # it is the teacher
+    class_map = map_classes(settings, start, found, use, goes_on)
     own = class_map is not None
     settings = settings.replace(n_classes=known if own or use != "train" else len(found))
     settings, split_seed = _split(settings, asked, given, start, use)
@@ -128,6 +128,11 @@ def _find_start(settings, use):
             "--supervise: trains a classifier on a trained network; name its checkpoint by "
             f"--load_checkpoint_dir, as {folder.path / 'checkpoints' / 'best.ckpt'}, or let "
             "everything learn by --finetune."
+        )
+    if settings.is_taught:
+        raise UserError(
+            f"--agreement_cue=islands: there is no {folder.last} to go on from; name the network "
+            "that teaches by --load_checkpoint_dir."
         )
     return None
 
@@ -174,13 +179,6 @@ def _began_from(path, start):
 def settings_of_test(settings, checkpoint):
     """The settings of `--mode=all` for the test of a checkpoint, with a picture of its islands."""
     return settings.replace(plot_islands=True, load_checkpoint_dir=str(checkpoint))
-
-
-def flag_of(name, settings):
-    """The flag that a setting of a training comes from."""
-    flag = OF_STAGE_TWO.get(name, name)
-    own = settings.classifies and getattr(settings, flag) is not None
-    return flag if own else name
 
 
 def _as_trained(settings, start, use):
@@ -245,55 +243,13 @@ def _tell_data(asked, given, start, use):
     before = start.settings.get("normalization")
     if "normalization" in given and before is not None and asked.normalization != before:
         say(f"--normalization={asked.normalization}: {start.name} was trained by that of {before}.")
-    for name in UNSEEN:
+    for name in (*UNSEEN, *(LOSS_SETTINGS if use == "test" else ())):
         before, wanted = start.settings.get(name), getattr(asked, name)
         if name == "iters" and before is None:
             before = 2 * start.settings["levels"]
-        known = name == "iters" or start.stage is not None
+        known = name == "iters" or (start.stage is not None and name in start.settings)
         if name in given and known and wanted not in (None, before):
             say(f"--{name}={wanted}: {start.name} was trained with {before}.")
-
-
-def _map_classes(settings, start, found, use, goes_on):
-    """The `ClassMap` of a data set with classes `found` onto those of the checkpoint; None if they
-    are others."""
-    names, n_known = start.class_names, start.settings["n_classes"]
-    where, classifies = f"{settings.dataset} ({settings.data_dir})", settings.classifies
-    if names is None and len(found) == n_known:
-        if registry.entry_of(settings).classes is None:
-            say(f"{start.name} does not name its classes: they are taken in the folders' order.")
-        return ClassMap(found, tuple(range(n_known)))
-    places = match(names or (), found)
-    whole = places is not None and len(found) == n_known
-    if whole or (places is not None and classifies and use != "train"):
-        if not whole:
-            say(f"{where} has {len(found)} of the {n_known} classes of {start.name}.")
-        elif are_numbers(found) and not are_numbers(names):
-            say(f"The classes 0, 1, ... of {where} are taken for {_shown(names)}, in this order.")
-        elif places != sorted(places):
-            say(f"The classes of {where} are mapped by name to the order of {start.name}.")
-        return ClassMap(names, tuple(places))
-    of_start = f"those of {start.name} are {_shown(names) if names else n_known}"
-    if goes_on:
-        raise UserError(
-            f"--resume_training: {where} has the classes {_shown(found)}; {of_start}. Without this "
-            "flag training begins from its weights, with a new classifier."
-        )
-    if use == "test" and classifies:
-        raise UserError(
-            f"--load_checkpoint_dir={start.name}: cannot name the classes {_shown(found)} of "
-            f"{where}; {of_start}. Rename the folders, or train a new classifier by --supervise."
-        )
-    if use == "train":
-        say(f"A new classifier for the {len(found)} classes of {where}; {of_start}.")
-    elif classifies:
-        say(f"{where} has other classes: they are told by the nearest class mean; {of_start}.")
-    return None
-
-
-def _shown(names):
-    more = f", ... ({len(names)})" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 def _split(settings, asked, given, start, use):
@@ -337,12 +293,12 @@ def _keep_schedule(settings, start):
     for name in KEPT:
         before = start.settings.get(name)
         if before is not None and before != getattr(settings, name):
-            kept[name] = kept[flag_of(name, settings)] = before
-            say(f"--{flag_of(name, settings)}: the resumed run keeps {before}.")
+            kept[name] = kept[settings.flag_of(name)] = before
+            say(f"--{settings.flag_of(name)}: the resumed run keeps {before}.")
     for name in OF_TRAINING:
         before = start.settings.get(name)
         if before is not None and before != getattr(settings, name):
-            say(f"--{name}: was {before}; the run goes on otherwise than it would have.")
+            say(f"--{name}: was {before}; this run will differ from an uninterrupted one.")
     kept_length = kept.get("lr_speed", settings.lr_speed)
     if kept_length < settings.max_epochs:
         say(f"The schedule ends after {kept_length} epochs; then the learning rate is close to 0.")

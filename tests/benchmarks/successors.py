@@ -1,6 +1,6 @@
 """The published model beside what its successors added, on the same data in the same time.
 
-    python tests/benchmarks/successors.py --data_dir DIR [--minutes 60] [--views N] [FLAGS]
+    python tests/benchmarks/successors.py --data_dir DIR [--minutes 60] [FLAGS]
 
 DIR is a folder of images with classes, such as CIFAR-10's; PartWhole is drawn. Every row trains
 both stages for so many minutes, or so many views, with the same tokenizer, columns and levels, and
@@ -41,7 +41,7 @@ TRAINING = (
     "--val_share=0.04", "--logger=none", "--limit_val=4",
 )  # fmt: skip
 BEST = "--optimizer=muon", "--learning_rate=0.012", "--weight_decay=0.05", "--temperature=0.1"
-BEST += "--head=grid", "--head_side=2"
+BEST += "--head=grid", "--head_side=4", "--prototypes=true"
 ROWS = {
     "published": (),
     "masked": ("--pretraining=masked", "--finetune"),
@@ -93,7 +93,8 @@ def measure(words, name, args, whole):
     settings, _ = settings_of(words)
     stage = settings.pretraining
     masked = stage == "masked"
-    each, share = (1, 0.5) if masked else (2, 0.8)  # views of an image in stage one; of all views
+    # Views of an image in stage one, and its share of all views.
+    each, share = (1, 0.5) if masked else (settings.n_views, 0.8)
     views = args.views
     if views is None:
         one_stage = [word for word in words if word != "--finetune"]
@@ -133,6 +134,7 @@ def main():
     parser.add_argument("--views", type=int, help="of a row, instead of minutes")
     parser.add_argument("--data_dir", help="folder of images with classes; without it PartWhole")
     parser.add_argument("--only", default=",".join(DATA), help="folder, PartWhole")
+    parser.add_argument("--rows", help="names of rows, with ; between them; without it all")
     parser.add_argument("--output_dir", help="kept; without it a temporary folder")
     args, flags = parser.parse_known_args()
     cli.define()
@@ -148,9 +150,11 @@ def main():
         data.setup()
         args.output_dir = Path(top) / kind
         print(f"\n{kind}: {len(data.train)} images to train on", flush=True)
-        for name, own in ROWS.items():
+        rows = args.rows.split(";") if args.rows else list(ROWS)
+        for name in rows:
+            own = ROWS[name]
             figures = measure([*of_data, *flags, *own], name, args, len(data.train))
-            if name == next(iter(ROWS)):
+            if name == rows[0]:
                 print(f"{'':<28}" + "".join(f"{title:>12}" for title in figures))
             print(f"{name:<28}" + "".join(f"{x:>12}" for x in figures.values()), flush=True)
 

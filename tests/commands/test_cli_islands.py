@@ -7,7 +7,9 @@ from conftest import SMALL, run_main, run_program, small_run
 from PIL import Image
 
 from agglomerator import load_checkpoint
+from agglomerator.commands.islands import numbers_in, page_of_test
 from agglomerator.config import Settings
+from agglomerator.data.masks import NOWHERE, masked_folder
 from agglomerator.data.module import ImageDataModule
 from agglomerator.data.sets.folder import pages_of_files
 from agglomerator.islands.segments import count, segment
@@ -201,6 +203,23 @@ def test_masks_beside_a_folder_score_islands_in_both_modes(
     for found in (of_test["islands"], of_data):
         for one, other in zip(found["rows"], record["rows"], strict=True):
             assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_pictures_of_test_images_have_their_true_segments(photographs):
+    data = ImageDataModule(
+        Settings(dataset="ImageFolder", data_dir=str(photographs), image_size=16, n_channels=1)
+    )
+    data.setup()
+    *_, names, masks = page_of_test(data, torch.tensor([1, 5]))
+    assert names == ["1 other", "5 things"] and masks.keys() == {"parts", "objects"}
+    assert (masks["parts"][0] == NOWHERE).all()
+    assert set(np.unique(masks["parts"][1])) == {0, 1, 2}
+
+
+def test_a_list_of_numbers_may_be_longer_than_the_name_of_a_file():
+    images = ",".join(["7"] * 200)
+    assert numbers_in(images) == [range(7, 8)] * 200
+    assert masked_folder(Settings(mode="islands", images=images)) is None
 
 
 def test_a_mask_that_is_wrong_ends_the_run_with_its_name(

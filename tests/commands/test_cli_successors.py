@@ -110,6 +110,13 @@ def test_images_without_classes(tmp_path, unlabelled):
     of_test = "--mode=test", f"--load_checkpoint_dir={path}"
     refused = run_main(*flags, *of_test, ok=False)
     assert refused.stderr.startswith("error: --data_dir=") and "test/" in refused.stderr
+    refused = run_main(*flags, "--mode=explore", f"--load_checkpoint_dir={path}", ok=False,
+                       environment={"MPLBACKEND": "webagg"})  # fmt: skip
+    assert "test/" in refused.stderr and "--images" in refused.stderr
+    said = run_main(*flags, "--mode=freeze", f"--load_checkpoint_dir={path}").stdout
+    assert "Without classes" in said
+    again = run_main(*flags, "--mode=freeze", f"--load_checkpoint_dir={path}").stdout
+    assert "were moved to" not in again
     refused = run_main(*flags, "--supervise", f"--load_checkpoint_dir={path}", ok=False)
     assert "no folders of classes" in refused.stderr and refused.stderr.count("\n") == 1
     refused = run_main(*flags, *MASKED, "--mode=all", ok=False)
@@ -120,8 +127,17 @@ def test_images_without_classes(tmp_path, unlabelled):
     assert "top-1" not in said and "loss" in said
     record = json.loads((tmp_path / "run" / "test_masked.json").read_text())
     assert record["images"] == 40 and not record.keys() & {"top1", "error", "confusion_matrix"}
-    run_main(*flags, "--mode=freeze", f"--load_checkpoint_dir={path}")
+    tree = tmp_path / "tree.txt"
+    tree.write_text("animals: cat, dog\n")
+    run_main(*flags, "--mode=freeze", f"--load_checkpoint_dir={path}", f"--hierarchy={tree}")
     assert np.load(tmp_path / "run" / "features_test.npy").shape == (40, 16)
+
+    # Classes, but no images to test a classifier.
+    for name in "ab":
+        shutil.copytree(unlabelled / "train", tmp_path / "classes" / "train" / name)
+    flags[1 + len(SMALL)] = f"--data_dir={tmp_path / 'classes'}"
+    refused = run_main(*flags, *MASKED, "--mode=all", ok=False)
+    assert "no test/ folder" in refused.stderr and "Stage one" not in refused.stdout
 
     # From there to data with classes.
     run_main(*SMALL, "--supervise", "--finetune", f"--load_checkpoint_dir={path}", *FEW,

@@ -159,7 +159,7 @@ def test_freeze_writes_every_image_in_the_order_of_the_data_set(
         for split in ("train", "test")
     )
     assert record["probes"] == probe(*arrays) and record["probes"]["images"] == len(digits.train)
-    assert f"{record['probes']['knn']:.2%} mistaken by 20 nearest neighbours" in result.stdout
+    assert f"{record['probes']['knn']:.2%} by 20 nearest neighbours" in result.stdout
     (table,) = (tmp_path / "f" / "logs" / "freeze").rglob("points*.table.json")
     table = json.loads(table.read_text())
     assert table["columns"][:3] == ["image", "class", "predicted"]

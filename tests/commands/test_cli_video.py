@@ -43,7 +43,7 @@ def test_islands_of_an_own_moving_picture(stage_one_checkpoint, tmp_path):
 def test_what_cannot_be_followed(stage_one_checkpoint, tmp_path):
     flags = *SMALL, f"--output_dir={tmp_path}", f"--load_checkpoint_dir={stage_one_checkpoint}"
     said = run_main(*flags, "--mode=islands", "--video", ok=False).stderr
-    assert said.startswith("error: --video: digits has no moving pictures; name one by --images")
+    assert said.startswith("error: --video: digits has no clips; name one by --images")
     said = run_main(*flags, "--mode=islands", "--video", "--images=0-3", ok=False).stderr
     assert said.startswith("error: --images=0-3: there is no such file or folder")
     said = run_main(*flags, "--mode=test", "--video", ok=False).stderr
@@ -59,7 +59,7 @@ def test_moving_scenes_are_scored(tmp_path):
     folder = tmp_path / "PartWhole" / "islands"
     check_animations(folder, 16)
     record = json.loads((folder / "video.json").read_text())
-    assert record["clips"] == 2 and record["frames"] == 16 and "2 moving pictures" in said
+    assert record["clips"] == 2 and record["frames"] == 16 and "2 clips" in said
     carried, anew = record["rows"][0], record["rows"][2]
     for row in (carried, anew):
         assert 0.2 < row["parts_ari"] < row["parts_ari_of_frames"] < 1

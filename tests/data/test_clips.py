@@ -69,9 +69,9 @@ def test_what_is_no_moving_picture_is_refused_in_one_line(pictures, tmp_path):
     Image.new("RGB", (20, 20)).save(one / "0.png")
     words = {
         tmp_path / "none.gif": "no such file or folder",
-        broken: "cannot be read as a moving picture",
-        text: "cannot be read as a moving picture",
-        mp4: "cannot be read as a moving picture",
+        broken: "cannot be read as a clip",
+        text: "cannot be read as a clip",
+        mp4: "cannot be read as a clip",
         empty: "holds no image",
         one: "holds one image",
         pictures / "0.png": "holds one image",

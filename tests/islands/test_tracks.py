@@ -11,7 +11,7 @@ from agglomerator.islands.tracks import follow, lives, over_time, summary
 
 @pytest.fixture
 def clips():
-    """Two moving pictures of 6 frames, 12 x 12: three squares on a ground, and labels of each frame
+    """Two clips of 6 frames, 12 x 12: three squares on a ground, and labels of each frame
     that are shuffled anew."""
     draw, masks = np.random.default_rng(0), np.zeros((2, 6, 12, 12), int)
     for b, t in np.ndindex(2, 6):

@@ -186,3 +186,56 @@ def test_runs_whose_first_stages_differ_are_not_taken_together(tmp_path):
         ("contrastive", 0.2): "3",
         ("supervised", 0.2): "3",
     }
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Write runs, of flags and of checkpoints that they began from; returns the rows of a stage."""
+
+    def rows(runs, stage="contrastive", tested=None):
+        prefix = {"contrastive": "", "finetuned": "finetuned_"}[stage]
+        for name, flags in runs.items():
+            place = tmp_path / name
+            place.mkdir()
+            part = {"flags": {"dataset": "ImageFolder"} | flags, "outcome": "finished"}
+            (place / f"{prefix}run.json").write_text(json.dumps([part]))
+            if tested is not None:
+                checkpoint = f"{place}/checkpoints/best.ckpt"
+                test = {"checkpoint": checkpoint, "settings": tested, "dataset": "ImageFolder"}
+                (place / f"test_{stage}.json").write_text(json.dumps(test | {"error": 0.5}))
+        return runs_of(tmp_path)
+
+    return rows
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (dict(data_dir="a"), dict(data_dir="b")),
+        (dict(num_gpus=1), dict(num_gpus=4)),
+        (dict(load_checkpoint_dir="x/checkpoints/last.ckpt"), {}),
+    ],
+    ids=["data", "processes", "teacher"],
+)
+def test_runs_that_differ_in_more_than_their_seed_are_no_mean(table, one, other):
+    means = over_seeds(*table({"one": one | dict(seed=1), "other": other | dict(seed=2)}))
+    assert [row["n"] for row in means] == [1, 1]
+
+
+def test_where_a_known_data_set_lies_does_not_matter(table):
+    found = {seed: dict(dataset="MNIST", data_dir=seed, seed=seed) for seed in ("1", "2")}
+    (row,) = over_seeds(*table(found))
+    assert row["n"] == 2
+
+
+def test_stage_two_after_its_own_masked_pretraining_is_averaged(table):
+    def start(name):
+        return dict(load_checkpoint_dir=f"out/{name}/checkpoints/masked_best.ckpt", seed=name)
+
+    (row,) = over_seeds(*table({name: start(name) for name in "ab"}, "finetuned"))
+    assert row["n"] == 2
+
+
+def test_a_test_on_other_images_is_told(table):
+    rows, _ = table({"run": dict(data_dir="a")}, tested=dict(data_dir="b", objects=2))
+    assert rows[0]["tested_with"] == "--data_dir=b --objects=2"

@@ -15,6 +15,7 @@ import torch
 import torch.multiprocessing as mp
 from conftest import ROOT, SMALL, rows, run_program, same_weights, steps_done, wait_until
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, StrategyRegistry
 
 from agglomerator import Agglomerator
 from agglomerator.config import Settings
@@ -44,6 +45,32 @@ SETTINGS = Settings(
     precision="64-true",
     logger="none",
 )
+
+
+@pytest.mark.parametrize(
+    ("flags", "looks_for_unused"),
+    [
+        (dict(devices="2"), False),
+        (dict(devices="2", denoise_iter=0), True),
+        (dict(devices="2", strategy="ddp_find_unused_parameters_true"), True),
+        (dict(strategy="ddp_spawn"), False),
+    ],
+    ids=["several processes", "blind network", "as the name says", "one process"],
+)
+def test_every_ddp_strategy_has_the_options_of_the_project(tmp_path, flags, looks_for_unused):
+    known = {name: dict(entry["init_params"]) for name, entry in StrategyRegistry.items()}
+    settings = SETTINGS.replace(output_dir=str(tmp_path), **flags)
+    strategy = build_trainer(settings, training=True, logs=False).strategy
+    assert isinstance(strategy, DDPStrategy)
+    assert strategy._ddp_kwargs["find_unused_parameters"] is looks_for_unused
+    assert strategy._ddp_kwargs["broadcast_buffers"] is False
+    assert known == {name: entry["init_params"] for name, entry in StrategyRegistry.items()}
+
+
+def test_one_process_needs_no_strategy(tmp_path):
+    settings = SETTINGS.replace(output_dir=str(tmp_path))
+    strategy = build_trainer(settings, training=True, logs=False).strategy
+    assert isinstance(strategy, SingleDeviceStrategy)
 
 
 class FixedViews(ImageDataModule):

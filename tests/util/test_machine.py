@@ -17,6 +17,7 @@ from agglomerator.util.machine import devices_of, processes_here
         (dict(devices="3", mode="all"), 3),
         (dict(devices="3", mode="test"), 1),
         (dict(devices="3", mode="freeze"), 1),
+        (dict(devices="0"), 1),  # which Lightning refuses
     ],
 )
 def test_processes_that_share_this_machine(flags, processes):

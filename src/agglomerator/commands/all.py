@@ -22,6 +22,7 @@ def run_all(settings, given):
     settings = complete_from_images(settings, given, start)
     try:
         registry.classes_of(settings.replace(supervise=True))  # of which stage two needs some
+        registry.check_test(settings)
         one = stage_one(settings)
         say(f"Stage one: {one.stage} pre-training")
         best = done_before(one) or train(one, given, advise=False)

@@ -53,7 +53,8 @@ def test(settings, given):
             f"{'' if settings.precision == '32-true' else '; use --precision=32-true'}."
         )
     record = report.record_of(module, name, float(loss)) | made
-    record["islands"] = island_scores(trainer, module, plan.start.settings.get("seed"))
+    seed = plan.start.settings.get("seed")
+    record["islands"] = island_scores(trainer, module, record["images"], seed)
     paths = report.write_test(folder, record, data.classes)
     paths.append(write_predictions(folder.predictions, module))
     say("\n".join(report.lines_of(record)))
@@ -62,10 +63,14 @@ def test(settings, given):
     say(f"Next: {report.command(settings, mode='freeze', load_checkpoint_dir=name)}")
 
 
-def island_scores(trainer, module, seed=None):
-    """The scores of the islands of the test images; where some have masks of parts and objects, of
-    these, against the masks and beside baselines, of which the untrained network has the seed of
-    the training."""
+def island_scores(trainer, module, tested, seed=None):
+    """The scores of the islands of the test images. Where images have masks, only those are scored,
+    against their masks and beside baselines.
+
+    Args:
+        tested: number of images tested.
+        seed: of the training, for the untrained network; None for --seed.
+    """
     settings, data = module.settings, module.data
     found = settings.found_by
     truth = masks.of_test(data)
@@ -73,7 +78,6 @@ def island_scores(trainer, module, seed=None):
         device, seed = trainer.strategy.root_device, settings.seed if seed is None else seed
         prior = masks.of_training(settings)
         return found | baselines.compare(module.model, truth, settings, device, prior, seed)
-    tested = min(trainer.num_test_batches[0] * settings.batch_size, len(data.test))
     both = zip(module.metrics.islands.compute(), module.metrics.position.compute(), strict=True)
     rows = [
         {"of": f"level {level}"} | scores | {"position": share}
@@ -118,14 +122,14 @@ def freeze(settings, given):
     made = make_room(folder.of_freeze(), folder.path, settings, plan.start)
     for split in SPLITS:
         _tell_limits(data, split)
-        embedding, labels = write_features(folder.features(split), trainer, module, split)
-        if not embedding.isfinite().all():
-            raise UserError(f"{name}: its embedding is not finite, and cannot be drawn or scored.")
+        embedding, labels = write_features(folder.features(split), trainer, module, split, name)
         if split == "train":
             learned = embedding.numpy(), labels.numpy()
         if split == "train" and module.by_class_means:
             module.metrics.class_means.update(embedding, labels)
     if len(data.classes) < 2 or not len(embedding):
+        of = {"dataset": settings.dataset, "stage": settings.stage, "checkpoint": name}
+        write_json(folder.frozen_record, of | made)
         say("Without classes, or without test images, there is no more to draw or to score.")
         return
     with torch.no_grad():
@@ -169,15 +173,21 @@ def embed(trainer, module, data, subset):
     return torch.cat(embedding), torch.cat(rows)
 
 
-def write_features(paths, trainer, module, split):
+def write_features(paths, trainer, module, split, name):
     """Write the embeddings of a split as --limit_... leaves it, their labels, and which image each
     row is of; returns embeddings (N, contr_dim) and labels (N,).
 
     Args:
         paths: of the three files, from `RunFolder.features`.
+        name: of the checkpoint.
+
+    Raises:
+        UserError: an embedding is not finite. Nothing is written then.
     """
     subset = module.data.limited(split)
     embedding, rows = embed(trainer, module, module.data, subset)
+    if not embedding.isfinite().all():
+        raise UserError(f"{name}: its embedding of {split} images is not finite.")
     labels = subset.dataset.labels[rows]
     for path, array in zip(paths, (embedding, labels), strict=False):
         with written_whole(path, "wb") as file:
@@ -192,7 +202,8 @@ def write_predictions(path, module):
     """Write the most probable class of each tested image and its probability, in data-set order;
     returns the path."""
     dataset = module.data.test.dataset
-    rows, predicted, probability = module.metrics.predictions.compute()
+    # torchmetrics makes a number of what has one element.
+    rows, predicted, probability = torch.atleast_1d(*module.metrics.predictions.compute())
     named = {
         "prediction": predicted.tolist(),
         "predicted_class": [dataset.classes[label] for label in predicted],

@@ -130,6 +130,7 @@ class Gallery:
         numbers = numbers_in(self.settings.images)
         if self.settings.images is None or numbers is not None:
             self.data = build_data(plan)
+            self.data.check_test()
             self.rows = rows_of(self.data, numbers)
         else:
             self.data = None
@@ -160,7 +161,7 @@ class Gallery:
             page = page_of_test(self.data, rows)
             if len(page[0]):
                 return page
-            raise UserError(f"image {number} cannot be read.")
+            raise UserError(f"image {int(rows[0])} cannot be read.")
         images, read = self.files.fetch(rows.tolist())
         return page_of_files(
             images, [os.fsdecode(self.files.paths[i]) for i in read], self.settings

@@ -12,21 +12,25 @@ def as_user_error(error, settings):
         return UserError(
             f"{error.filename}: {error.strerror}; name another place, or make room or access."
         )
-    out_of_memory = "out of memory", "not enough memory", "can't allocate memory"
-    of_torch = isinstance(error, RuntimeError) and any(each in str(error) for each in out_of_memory)
-    if of_torch or isinstance(error, MemoryError):
+    words = "out of memory", "not enough memory", "can't allocate memory"
+    of_torch = isinstance(error, RuntimeError) and any(each in str(error) for each in words)
+    out_of_memory = of_torch or isinstance(error, MemoryError)
+    if out_of_memory and settings.mode in ("islands", "explore"):
+        return UserError(
+            "out of memory; use fewer or smaller images, fewer --iters or a smaller network."
+        )
+    if out_of_memory:
         return UserError(
             f"--batch_size={settings.batch_size}: out of memory; use a smaller one (in training "
             "with --accumulate, for as many images to a step) or a smaller network."
         )
     if is_lost_worker(error):
         return UserError(
-            f"--num_workers={settings.num_workers}: a process that reads images was ended from "
-            "outside, mostly where memory or /dev/shm is short; use fewer, or less --batch_size."
+            f"--num_workers={settings.num_workers}: a process that reads images was killed, "
+            "mostly since memory or /dev/shm ran out; use fewer, or a smaller --batch_size."
         )
     if distributed.is_fault_of_others(error):
         return UserError(
-            "another process of this training has ended or does not answer: what it said is the "
-            "reason."
+            "another process of this training ended or does not answer; its own message tells why."
         )
     return None

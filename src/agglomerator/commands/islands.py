@@ -1,5 +1,6 @@
 """`--mode=islands`: pictures of the islands of a trained network."""
 
+import os
 import re
 from pathlib import Path
 
@@ -15,11 +16,11 @@ from agglomerator.config.pictures import FIGURE_FORMATS
 from agglomerator.data import registry
 from agglomerator.data.images import numbered, photographs
 from agglomerator.data.masks import MASKS, masks_of
-from agglomerator.data.sets.folder import pages_of_files
+from agglomerator.data.sets.folder import folder_of, pages_of_files
 from agglomerator.data.transforms import normalize
 from agglomerator.islands.album import Album
 from agglomerator.islands.figures import evenly_spaced
-from agglomerator.islands.inspection import joined, states_of
+from agglomerator.islands.inspection import finite, joined, states_of
 from agglomerator.islands.live_view import sample_rows
 from agglomerator.plan import resolve
 from agglomerator.runs.record import lock_run_folder, make_room
@@ -38,10 +39,10 @@ def islands(settings, given):
     plan = resolve(settings, given, "islands")
     settings, model = plan.settings, build_network(plan)
     lock_run_folder(plan.folder.path, "islands")
-    tell_blindness(settings)
     if settings.video:
         draw_video(plan, model)
         return
+    tell_blindness(settings)
     album = Album(plan.folder.islands, **settings.found_by)
     numbers = numbers_in(settings.images)
     if settings.images is None or numbers is not None:
@@ -97,8 +98,12 @@ def write(album, name, figures, settings):
 
 
 def states_of_images(model, images, settings):
-    """States (T + 1, B, n, K, d) of images (B, C, H, W) uint8."""
-    return states_of(model, normalize(images, *registry.normalization_of(settings)))
+    """States (T + 1, B, n, K, d) of images (B, C, H, W) uint8.
+
+    Raises:
+        UserError: they are not finite.
+    """
+    return finite(states_of(model, normalize(images, *registry.normalization_of(settings))))
 
 
 def _own(settings):
@@ -111,7 +116,8 @@ def _own(settings):
 def page_of_files(images, paths, settings):
     """What is shown of image files that were read, like the pages of `_own`."""
     names = [Path(path).name for path in paths]
-    return images, photographs(paths, settings), names, masks_of(paths, settings)
+    masks = masks_of(paths, Path(settings.images), settings.image_size)
+    return images, photographs(paths, settings), names, masks
 
 
 def _of_test(data, numbers=None):
@@ -140,13 +146,16 @@ def page_of_test(data, rows, with_numbers=True):
     images, names = data.crop(images), [data.classes[label] for label in dataset.labels[rows]]
     if with_numbers:
         names = [f"{row} {name}" for row, name in zip(rows.tolist(), names, strict=True)]
-    if dataset.paths is None:
-        shown = images
-    else:
-        shown = photographs(dataset.paths[rows.numpy()], data.settings, data.entry.margin)
+    if dataset.paths is not None:
+        paths, s = dataset.paths[rows.numpy()], data.settings
+        shown = photographs(paths, s, data.entry.margin)
+        masks = None
+        if data.entry.margin == 1:  # or they show another part of the image
+            masks = masks_of([os.fsdecode(path) for path in paths], folder_of(s), s.image_size)
+        return images, shown, names, masks
     known = [name for name in MASKS if name in getattr(dataset, "extra", {})]
     masks = {name: np.asarray(dataset.extra[name])[rows.numpy()] for name in known}
-    return images, shown, names, masks
+    return images, images, names, masks
 
 
 def rows_of(data, numbers=None):
@@ -164,7 +173,7 @@ def numbers_in(images):
     """The numbers that --images names, as "3,10-12", as ranges; None if it names none, or a
     file."""
     ranges = r"\d{1,9}(-\d{1,9})?"
-    if not re.fullmatch(f"{ranges}(,{ranges})*", images or "") or Path(images).exists():
+    if not re.fullmatch(f"{ranges}(,{ranges})*", images or "") or os.path.exists(images):
         return None
     ends = ([int(end) for end in part.split("-")] for part in images.split(","))
     return [range(first, last[0] + 1 if last else first + 1) for first, *last in ends]

@@ -42,9 +42,9 @@ def tell_blindness(settings):
     """Say so if the embedding does not depend on the image."""
     if settings.blind:
         say(
-            f"--denoise_iter={settings.denoise_iter} --iters={settings.iters}: the top level of "
-            f"{settings.levels} sees nothing of the image before state {settings.levels}: nothing "
-            "can be learned of it."
+            f"--denoise_iter={settings.denoise_iter} --iters={settings.iters}: the image reaches "
+            f"the top level of {settings.levels} only at state {settings.levels}, after the one "
+            "that is read; the embedding does not depend on the image."
         )
 
 
@@ -249,7 +249,7 @@ def island_lines(record):
         some = record["clustered"] < n_images
         first = f", of the first {record['clustered']} images" if some else ""
         lines.append(f"  masks: {masks}; ARI of the foreground, mean best intersection over union")
-        lines.append(f"  clusters: the same vectors, told the true number of segments{first}")
+        lines.append(f"  clusters: average linkage, given the true number of segments{first}")
     width = max(len(row["of"]) for row in rows)
     table = [f"  {name:<{width}}" for name in ("", "", *(row["of"] for row in rows))]
     for group, columns in ISLAND_COLUMNS.items():

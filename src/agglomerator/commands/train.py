@@ -15,7 +15,7 @@ from agglomerator.commands.report import (
     tell_blindness,
 )
 from agglomerator.length import tell_length
-from agglomerator.plan import flag_of, of_stage, resolve
+from agglomerator.plan import of_stage, resolve
 from agglomerator.runs import checkpoints
 from agglomerator.runs.folder import RunFolder
 from agglomerator.runs.record import lock_run_folder, put_aside, recorded
@@ -84,8 +84,7 @@ def train(settings, given, advise=True):
 
 def classifier_start(plan):
     """What the classifier begins from where it has not learned these classes yet: "prototypes",
-    "class_means", or None for the weights that it has. The linear one of --head=mean begins
-    anew."""
+    "class_means", or None for the weights that it has, as always with --head=mean."""
     start, s = plan.start, plan.settings
     if start is None or plan.goes_on or not s.classifies or s.head == "mean":
         return None
@@ -107,7 +106,10 @@ def tell_start(plan, given, n_images):
         say(length)
     if start is not None and settings.resume_training and not plan.goes_on:
         of = "the published format" if start.stage is None else f"the {start.stage} stage"
-        say(f"{start.name} is of {of}: the {settings.stage} stage starts from its weights.")
+        of = "its teacher" if settings.is_taught else f"of {of}"
+        say(f"{start.name} is {of}: the {settings.stage} stage starts from its weights.")
+    if "agreement_cue" in given and settings.stage == "contrastive" and not settings.agreement:
+        say("--agreement_cue: does nothing without --agreement, such as --agreement=10.")
     tell_blindness(settings)
 
 
@@ -184,7 +186,7 @@ def tell_done(settings, start):
     )
     say(
         f"It is done: {start.name} has done {start.epochs} epochs; to go on, ask for more than "
-        f"--{flag_of('max_epochs', settings)}={settings.max_epochs}{anew * ended}."
+        f"--{settings.flag_of('max_epochs')}={settings.max_epochs}{anew * ended}."
     )
     own = start.path.resolve().parent == best.parent.resolve()
     return best if own and best.is_file() else start.name

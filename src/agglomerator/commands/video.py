@@ -1,4 +1,4 @@
-"""`--mode=islands --video`: islands of moving pictures, followed from frame to frame."""
+"""`--mode=islands --video`: islands of clips, followed from frame to frame."""
 
 import math
 import tempfile
@@ -44,7 +44,7 @@ def draw_video(plan, model):
         model: its network; it stays on the device of the run.
 
     Raises:
-        UserError: there are no moving pictures.
+        UserError: there are no clips.
     """
     settings, target = plan.settings, plan.folder.video
     paths = {kind: target.with_suffix(f".{kind}") for kind in ("json", "gif", "mp4")}
@@ -85,7 +85,7 @@ def draw_video(plan, model):
 
 
 def _own(settings):
-    """The moving picture of --images: images and what is shown (1, F, C, H, W) uint8, its name,
+    """The clip of --images: images and what is shown (1, F, C, H, W) uint8, its name,
     frames a second, and no masks."""
     frames = read_frames(settings.images, settings.image_size, settings.n_channels)
     name = Path(settings.images).name
@@ -102,7 +102,7 @@ def _scenes(settings):
     s = settings
     if s.dataset != "PartWhole":
         raise UserError(
-            f"--video: {s.dataset} has no moving pictures; name one by --images, a GIF, an MP4 or "
+            f"--video: {s.dataset} has no clips; name one by --images, a GIF, an MP4 or "
             "a folder of frames, or use --dataset=PartWhole."
         )
     n = min(CLIPS, n_batches(s, "test", math.ceil(CLIPS / s.batch_size)) * s.batch_size)
@@ -121,7 +121,7 @@ def _scenes(settings):
 
 
 def _islands_of(names):
-    """The islands of a moving picture that are ever larger than a column, (K, F, S, S)."""
+    """The islands of a clip that are ever larger than a column, (K, F, S, S)."""
     return [
         {"level": level} | island
         for level, picture in enumerate(names)
@@ -140,10 +140,10 @@ def _lines(record):
         table.append([row["of"], *cells])
     clips, several = record["clips"], record["clips"] > 1
     lines = [
-        f"{f'{clips} moving pictures' if several else 'a moving picture'} of {record['frames']} "
+        f"{f'{clips} clips' if several else 'a clip'} of {record['frames']} "
         f"frames, {record['iters']} iterations each",
-        "frames: how long the island of a column lives, kept: columns whose island was there in the"
-        " frame before, path: of its centre, in columns",
+        "frames: lifetime of the island of a column; kept: columns whose island was there in the "
+        "frame before; path: distance that its centre travels, in columns",
     ]
     if several:
         lines.append("ARI: of each frame for itself, and of the whole clip, over space and time")
@@ -167,5 +167,5 @@ def _animate(figures, paths, rate):
             figure.write(Path(folder) / f"{number:06d}", ("png",), figure.get_dpi())[0]
             for number, figure in enumerate(figures)
         ]
-        animate(pictures, paths["gif"], seconds=len(pictures) / rate)
+        animate(pictures, paths["gif"], seconds=len(pictures) / rate, longest=1 / rate)
         write_mp4(pictures, paths["mp4"], rate)

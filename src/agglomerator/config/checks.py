@@ -97,7 +97,7 @@ def check_letters(settings):
 
 
 def check_agreement(settings):
-    """Islands that are taught need a teacher, and are known in views alone."""
+    """--agreement_cue=islands needs a teacher, and --augmentation=views."""
     if not settings.is_taught:
         return
     trains = settings.mode in ("train", "all")
@@ -203,7 +203,7 @@ def check_successors(settings):
 
 def check_strategy(settings):
     """The strategy can divide the network."""
-    if "fsdp" in settings.strategy:
+    if "fsdp" in settings.strategy.lower():
         raise UserError(
             f"--strategy={settings.strategy}: FSDP cannot divide scalars, and the four weights of "
             "the contributions are scalars; use --strategy=ddp."

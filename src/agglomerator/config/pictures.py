@@ -29,10 +29,10 @@ class PictureSettings:
     island_loss: float | None = setting(
         "pictures",
         None,
-        "Find islands by merging (Ward's criterion) instead of by island_threshold: two islands "
-        "that touch merge while this adds at most such a share of the number of columns to the "
-        "squared distances of unit vectors from their island's mean. Each level below the top may "
-        "add a quarter of the one above. None: by island_threshold.",
+        "Find islands by merging (Ward's criterion) instead of by island_threshold: islands that "
+        "touch merge, cheapest first, while a merge raises the sum of squared distances of unit "
+        "vectors from their island's mean by at most island_loss * number of columns. Each lower "
+        "level allows a quarter of the level above. None: by island_threshold.",
         above=0,
         usual=0.03,
     )
@@ -48,7 +48,7 @@ class PictureSettings:
     video: bool = setting(
         "pictures",
         False,
-        "For --mode=islands: --images is a moving picture (GIF, MP4, or a folder of frames in the "
+        "For --mode=islands: --images is a clip (GIF, MP4, or a folder of frames in the "
         "order of their names). The state is carried on from frame to frame, --iters iterations "
         "each, and islands keep their colours. Without --images, with --dataset=PartWhole: moving "
         "scenes, whose islands are scored over space and time.",
@@ -60,7 +60,11 @@ class PictureSettings:
         choices=FIGURE_FORMATS,
     )
     figure_dpi: int = setting(
-        "pictures", 150, "Dots an inch of pictures as PNG, but of the live view.", low=10, high=1200
+        "pictures",
+        150,
+        "Resolution of PNG pictures, in dots per inch. The live view has its own.",
+        low=10,
+        high=1200,
     )
     logger: str = setting(
         "pictures",

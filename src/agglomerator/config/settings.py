@@ -80,10 +80,19 @@ class Settings(
 
     @property
     def n_views(self):
-        """Views that stage one makes of each image. Prototypes are positives of every view, so that
-        one is enough, unless composites are the second."""
-        composites = self.agreement > 0 and self.agreement_cue == "composites"
-        return 1 if self.prototypes and not composites else 2
+        """Views that stage one makes of each image. With prototypes every view has a positive, so
+        that one is enough; with composites, the composite is the second."""
+        return 1 if self.prototypes and not self.composes else 2
+
+    def flag_of(self, name):
+        """The flag that a setting of a training comes from: stage two has some of its own."""
+        own = f"supervised_{name.removeprefix('max_')}"
+        return own if self.classifies and getattr(self, own, None) is not None else name
+
+    @property
+    def composes(self):
+        """Whether the network learns the pieces of composites."""
+        return self.agreement > 0 and self.agreement_cue == "composites"
 
     @property
     def is_taught(self):

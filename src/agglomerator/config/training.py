@@ -37,8 +37,8 @@ class TrainingSettings:
         "What that loss takes for parts and wholes. colour: below the top level patches of even "
         "colour, on the top level figures that differ from the background. composites: pieces of "
         "images, cut along the network's own islands and pasted elsewhere; below the top level "
-        "small pieces, on the top level one figure on another ground. islands: those that the "
-        "network of load_checkpoint_dir sees in an image and its mirror image; the one that learns "
+        "small pieces, on the top level one figure on another ground. islands: a teacher, the "
+        "network of load_checkpoint_dir, finds them in an image and its mirror image; the student "
         "sees crops.",
         choices=("colour", "composites", "islands"),
     )
@@ -82,9 +82,9 @@ class TrainingSettings:
     classifier_start: str = setting(
         "training",
         "class_means",
-        "What the classifier of stage two begins from, after stage one or for new classes. "
-        "class_means: it tells the nearest class mean of the training images, with --prototypes "
-        "the nearest prototype, and learns from there. weights: those of the checkpoint, which "
+        "How the classifier of stage two is initialised, after stage one or for new classes. "
+        "class_means: to predict the nearest class mean of the training images, with --prototypes "
+        "the nearest prototype. weights: those of the checkpoint, which "
         "after stage one are random, as published.",
         choices=("class_means", "weights"),
     )

@@ -5,6 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
+from agglomerator.data import registry
+from agglomerator.util.errors import UserError
+from agglomerator.util.terminal import say
+
+SHOWN = 5  # class names in a message
+
 
 @dataclass(frozen=True)
 class ClassMap:
@@ -65,3 +71,60 @@ def are_numbers(names):
 
 def _letters(name):
     return "".join(c for c in name.casefold() if c.isalnum())
+
+
+def map_classes(settings, start, found, use, goes_on):
+    """The `ClassMap` of a data set onto the classes of a checkpoint.
+
+    A line says how names differ.
+
+    Args:
+        settings: of the run.
+        start: the checkpoint.
+        found: names of the data set's classes.
+        use: "train", "test" or "freeze".
+        goes_on: whether the run goes on with the checkpoint's training.
+
+    Returns:
+        None if the checkpoint has other classes.
+
+    Raises:
+        UserError: these need to be the same.
+    """
+    names, n_known = start.class_names, start.settings["n_classes"]
+    where, classifies = f"{settings.dataset} ({settings.data_dir})", settings.classifies
+    if names is None and len(found) == n_known:
+        if registry.entry_of(settings).classes is None:
+            say(f"{start.name} does not name its classes: they are taken in the folders' order.")
+        return ClassMap(found, tuple(range(n_known)))
+    places = match(names or (), found)
+    whole = places is not None and len(found) == n_known
+    if whole or (places is not None and classifies and use != "train"):
+        if not whole:
+            say(f"{where} has {len(found)} of the {n_known} classes of {start.name}.")
+        elif are_numbers(found) and not are_numbers(names):
+            say(f"The classes 0, 1, ... of {where} are taken for {_shown(names)}, in this order.")
+        elif places != sorted(places):
+            say(f"The classes of {where} are mapped by name to the order of {start.name}.")
+        return ClassMap(names, tuple(places))
+    of_start = f"those of {start.name} are {_shown(names) if names else n_known}"
+    if goes_on:
+        raise UserError(
+            f"--resume_training: {where} has the classes {_shown(found)}; {of_start}. Without this "
+            "flag training begins from its weights, with a new classifier."
+        )
+    if use == "test" and classifies:
+        raise UserError(
+            f"--load_checkpoint_dir={start.name}: cannot name the classes {_shown(found)} of "
+            f"{where}; {of_start}. Rename the folders, or train a new classifier by --supervise."
+        )
+    if use == "train":
+        say(f"A new classifier for the {len(found)} classes of {where}; {of_start}.")
+    elif classifies:
+        say(f"{where} has other classes: they are told by the nearest class mean; {of_start}.")
+    return None
+
+
+def _shown(names):
+    more = f", ... ({len(names)})" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -29,7 +29,7 @@ FASTEST = 50.0  # that a GIF can be
 
 @dataclass(frozen=True)
 class Frames:
-    """The frames of a moving picture.
+    """The frames of a clip.
 
     Attributes:
         images: (F, n_channels, S, S) uint8, what the network sees.
@@ -43,7 +43,7 @@ class Frames:
 
 
 def read_frames(path, size, n_channels, most=MOST_FRAMES):
-    """Read a moving picture. Its middle square is cut out, as of every image.
+    """Read a clip. Its middle square is cut out, as of every image.
 
     Args:
         path: of a GIF, MP4 or other file, or of a folder of images, whose frames come in the order
@@ -86,14 +86,14 @@ def read_frames(path, size, n_channels, most=MOST_FRAMES):
         what = f"frame {len(images)} " if images else ""
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{where}: {what}cannot be read as a moving picture ({reason}); give a GIF, an MP4 or "
+            f"{where}: {what}cannot be read as a clip ({reason}); give a GIF, an MP4 or "
             "a folder of frames."
         ) from None
     if more:
         say(f"{where}: the first {most} frames are taken.")
     if len(images) < 2:
         raise UserError(
-            f"{where}: holds {'one image' if images else 'no image'}, not a moving picture; give a "
+            f"{where}: holds {'one image' if images else 'no image'}, not a clip; give a "
             "GIF, an MP4 or a folder of frames, or leave out --video."
         )
     return Frames(torch.stack(images), torch.stack(shown), rate)

@@ -39,8 +39,8 @@ def compose(colours, levels, generator, own=True):
 
     Returns:
         (images, pieces): (2B, C, H, W) uint8, figures first, and (2B, H, W) int64, the number of
-        the piece of each pixel. In figures 0 is the ground; elsewhere 0 is an image on which pieces
-        lie, of whose own segments nothing is known.
+        the piece of each pixel. In figures 0 is the ground; elsewhere 0 is the image that pieces
+        are pasted on, whose own segments are unknown.
     """
     half = len(colours) // 2
     if not own:

@@ -180,7 +180,9 @@ class ImageFiles(Dataset):
         if done < total:
             say(f"{total - done} of {total} images cannot be read and are left out.")
         read = read[:done]
-        return ImageSet(images[:done], self.labels[read], self.classes, paths=self.paths[read])
+        return ImageSet(
+            images[:done], self.labels[read], self.classes, paths=self.paths[read.numpy()]
+        )
 
 
 def photographs(paths, settings, margin=1.0, most=256):

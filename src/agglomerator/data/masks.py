@@ -141,21 +141,25 @@ def _mask_paths(folder, kind, split, images):
     return wanted, [path if os.path.isfile(path) else None for path in wanted]
 
 
-def masks_of(paths, settings):
-    """The masks of some of the images below --images, for pictures.
+def masks_of(paths, folder, size):
+    """The masks of some test images of a folder, for pictures.
+
+    Args:
+        paths: of the B images.
+        folder: path that holds them in test/.
+        size: side of the masks that come out, S.
 
     Returns:
-        A dictionary of (B, S, S) uint8 arrays, S = image_size, with the keys "parts", "objects" or
-        one of them; None if no masks lie beside the folder's test/.
+        A dictionary of (B, S, S) uint8 arrays, with the keys "parts", "objects" or one of them;
+        None if no masks lie beside the folder's test/.
     """
-    folder = None if settings.images is None else masked_folder(settings)
-    if folder is None:
+    if not folders.has_masks(folder):
         return None
     masks = {}
     for kind in MASKS:
         _, found = _mask_paths(folder, kind, "test", paths)
         if any(found):
-            masks[kind] = MaskFiles(found, paths, settings.image_size)[range(len(paths))]
+            masks[kind] = MaskFiles(found, paths, size)[range(len(paths))]
     return masks
 
 

@@ -112,7 +112,8 @@ class ImageDataModule(LightningDataModule):
         """Raises UserError if there is no test image."""
         if not len(self.test):
             raise UserError(
-                f"--data_dir={self.settings.data_dir}: has no test/ folder; put images there."
+                f"--data_dir={self.settings.data_dir}: has no test/ folder; put images there, or, "
+                "for --mode=islands and explore, name some by --images."
             )
 
     def _chosen(self, subset, name):

@@ -12,7 +12,13 @@ from torchvision.transforms.v2 import functional as TF
 from agglomerator.config import INPUT_SETTINGS
 from agglomerator.data.images import ImageSet, batches_of
 from agglomerator.data.sets import smallnorb
-from agglomerator.data.sets.folder import class_names, fingerprint, read_folder
+from agglomerator.data.sets.folder import (
+    class_names,
+    fingerprint,
+    folder_of,
+    read_folder,
+    splits_of,
+)
 from agglomerator.data.sets.partwhole import CLASSES, PartWhole
 from agglomerator.data.sets.smallnorb import download_smallnorb, read_smallnorb
 from agglomerator.data.sets.torchvision_sets import downloader, reader
@@ -187,6 +193,12 @@ def training_images(settings):
         UserError: there is no such data set, or no such folder.
     """
     return fingerprint(settings) if entry_of(settings).read is None else settings.dataset
+
+
+def check_test(settings):
+    """Raises UserError if --dataset is a folder without test images."""
+    if entry_of(settings).read is None:
+        splits_of(folder_of(settings))
 
 
 _READ = {}  # what this run has read: its stages share it

@@ -87,6 +87,8 @@ def hierarchy_of(settings, classes):
     Raises:
         UserError: the file is missing or wrong, or does not fit the classes.
     """
+    if len(classes) < 2:
+        return None
     if settings.hierarchy is not None:
         places = _read(Path(settings.hierarchy))
         _check_names(settings.hierarchy, places, classes)

@@ -66,6 +66,6 @@ def line_of(found):
     """What `probe` found, as a line for the terminal."""
     linear = "" if found["linear"] is None else f", {found['linear']:.2%} by a linear probe"
     return (
-        f"Read from {found['images']} training images: {found['knn']:.2%} mistaken by "
+        f"Error from {found['images']} training images: {found['knn']:.2%} by "
         f"{found['neighbours']} nearest neighbours{linear}"
     )

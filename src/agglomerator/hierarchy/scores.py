@@ -149,8 +149,9 @@ def mistakes(confusion, hierarchy):
         hierarchy: `Hierarchy` of the classes.
 
     Returns:
-        A dictionary: `count` of mistakes; `distance`, their mean in the hierarchy; `random`, the
-        mean if each had gone to a random wrong class. None if there are no mistakes.
+        A dictionary: `count` of mistakes; `distance`, their mean distance in the hierarchy;
+        `random`, the mean distance if every mistake had gone to a random wrong class. None if
+        there are no mistakes.
 
     Example:
         >>> import numpy as np
@@ -244,8 +245,8 @@ def lines_of(record):
             add(key.replace("_", " ").replace("super class", "super-class"), known[key])
     against = record["hierarchy"] or "no known hierarchy: name a file by --hierarchy"
     head = (
-        f"The embedding of {record['images']} test images, {record['error']:.2%} mistaken by the "
-        f"{record['classified_by']}, against {against}"
+        f"Embedding of {record['images']} test images (error {record['error']:.2%} by the "
+        f"{record['classified_by']}), compared with {against}"
     )
     return [head, *lines]
 

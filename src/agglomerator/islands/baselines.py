@@ -23,7 +23,7 @@ from agglomerator.util.errors import UserError
 BATCH = 100  # most images at a time; fewer where images or states are large
 MOST_NUMBERS, MOST_PIXELS = 2**24, 2**22  # of the states, and of the images, of a batch
 MOST_PAIRS = 500_000_000  # pairs of columns, over the images whose vectors are clustered
-SIZES = "number", "size", "inside"  # they say nothing of segments that are no islands
+SIZES = "number", "size", "inside"  # meaningless for segments that are not islands
 
 
 def compare(model, truth, settings, device, training_masks=None, seed=42):

@@ -231,13 +231,14 @@ def evenly_spaced(n):
     return np.unique(np.linspace(0, n - 1, min(n, MOST_PANELS)).round().astype(int)).tolist()
 
 
-def animate(pictures, path, seconds=12):
+def animate(pictures, path, seconds=12, longest=0.5):
     """Write pictures as one animation (GIF). The last one stays longer.
 
     Args:
         pictures: paths of PNG files. Those of another size than the last are left out.
         path: of the animation.
         seconds: greatest length of all pictures but the last.
+        longest: greatest length of one of them, in seconds.
     """
     frames = []
     for picture in pictures:
@@ -247,7 +248,7 @@ def animate(pictures, path, seconds=12):
     sample = np.concatenate([np.asarray(frames[i]) for i in evenly_spaced(len(frames))])
     palette = Image.fromarray(sample).quantize(256)
     frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    pause = round(1000 * min(0.5, seconds / len(frames)))
+    pause = round(1000 * min(longest, seconds / len(frames)))
     pauses = [pause] * (len(frames) - 1) + [2000]
     with written_whole(path, "wb") as file:
         frames[0].save(

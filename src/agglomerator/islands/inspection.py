@@ -62,7 +62,7 @@ def find_islands(
 
     Raises:
         UserError: these are no images, or a file cannot be read, or the network does not tell how
-            its input is prepared.
+            its input is prepared, or its states are not finite.
     """
     settings = model.settings
     if hasattr(model, "preprocess"):
@@ -80,12 +80,12 @@ def find_islands(
     if len(names) != len(single):
         raise UserError(f"find_islands: {len(names)} names for {len(single)} images.")
     batches = (single[i : i + BATCH] for i in range(0, len(single), BATCH))
-    states = torch.cat([states_of(model, preprocess(batch), iters) for batch in batches], 1)
+    states = [finite(states_of(model, preprocess(batch), iters)) for batch in batches]
     if threshold is None and loss is None:
         loss = settings.island_loss
     threshold = settings.island_threshold if threshold is None else threshold
     shown = preprocess.photographs(single)
-    return Islands(shown, names, states, threshold, loss, projection, masks, model)
+    return Islands(shown, names, torch.cat(states, 1), threshold, loss, projection, masks, model)
 
 
 def _name(image, number):
@@ -103,6 +103,16 @@ def states_of(model, views, iters=None):
     finally:
         for module, training in modes:
             module.training = training
+
+
+def finite(states):
+    """States as they are. Raises UserError if a number in them is not finite."""
+    if not states.isfinite().all():
+        raise UserError(
+            "the states of these images are not finite, and make no islands; use another "
+            "checkpoint, or fewer --iters."
+        )
+    return states
 
 
 class Islands:
@@ -197,7 +207,7 @@ class Islands:
         """A figure: a row for each image, with the input and its levels, lowest first, and its true
         segments where they are known. See `figures.draw_levels`."""
         states = self.states[t]
-        note = self._caption(states)
+        note = self._caption(states, self.images)
         if self.masks:
             note += f"\n{figures.caption_of_masks(self.masks)}"
         arrays = self.colours(t), self.labels(t)
@@ -218,7 +228,9 @@ class Islands:
         labels = segment(states, self.threshold, self.loss)
         title = f"{title}: {self.names[image]}, over the iterations"
         shown, colours = self.images[image], self.projection.colours(states)
-        return figures.draw_iterations(shown, colours, labels, title, self._caption(states))
+        return figures.draw_iterations(
+            shown, colours, labels, title, self._caption(states, [shown])
+        )
 
     def draw_agreement(self, image, column, t=-1, title=TITLE):
         """A figure: on each level the islands with that of one column, the cosine of every column
@@ -233,9 +245,9 @@ class Islands:
         both = self.cosines(image, column, t), self.attention(image, column, t)
         return self.images[image], column, colours, labels, *both
 
-    def _caption(self, states):
+    def _caption(self, states, images):
         found_by = self.threshold, self.loss
-        return figures.caption(self.images, states, self.projection, *found_by)
+        return figures.caption(images, states, self.projection, *found_by)
 
     def _time(self, t):
         """t from 0 to T."""

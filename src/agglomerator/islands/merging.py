@@ -89,9 +89,9 @@ def merges(vectors, side):
         vectors: (N, n, d), n = side * side columns, row-major.
 
     Returns:
-        Pairs of columns (2, N * (n - 1)), counted through all images, whose islands merge, and what
-        each merge adds to the sum of squares (N * (n - 1)), or what a merge before it added, if
-        that is more.
+        Pairs of columns (2, N * (n - 1)), numbered through all images, whose islands merge; and the
+        height of each merge (N * (n - 1)): what it adds to the sum of squares, but no less than a
+        merge inside it added.
     """
     n_images, n, _ = vectors.shape
     total, means = n_images * n, vectors.flatten(0, 1).clone()

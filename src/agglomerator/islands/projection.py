@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
+from skimage.color import lab2rgb
 
 from agglomerator.util.files import written_whole
 
@@ -109,8 +110,7 @@ def to_srgb(coordinates):
     """Colours of coordinates on the axes dark to light, blue to yellow, green to red of CIELAB.
 
     Steps of equal length look equally far apart in CIELAB (CIE 1976), and hue does not change with
-    lightness. matplotlib and `colorsys` do not know it, and scikit-image would be one more
-    dependency for these ten lines. White point D65, colours beyond sRGB clipped (IEC 61966-2-1).
+    lightness. Colours beyond sRGB are clipped.
 
     Args:
         coordinates: (..., 3), from -1 to 1.
@@ -126,12 +126,4 @@ def to_srgb(coordinates):
     ranges = np.array((LIGHTNESS, BLUE_YELLOW, RED_GREEN))
     lab = ranges.mean(1) + coordinates * (np.ptp(ranges, axis=1) / 2)
     light, b, a = np.moveaxis(lab, -1, 0)
-    middle = (light + 16) / 116
-    steps = np.stack((middle + a / 500, middle, middle - b / 200), -1)
-    white = 0.9505, 1.0, 1.0891
-    xyz = np.where(steps > 6 / 29, steps**3, (steps - 4 / 29) * 3 * (6 / 29) ** 2) * white
-    linear = xyz @ np.array(
-        ((3.2405, -0.9693, 0.0556), (-1.5371, 1.8760, -0.2040), (-0.4985, 0.0416, 1.0572))
-    )
-    linear = np.clip(linear, 0, 1)
-    return np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
+    return lab2rgb(np.stack((light, a, b), -1))

@@ -17,6 +17,8 @@ from agglomerator.islands.components import label_components
 from agglomerator.islands.merging import MergeTrees
 from agglomerator.util.precision import upcast
 
+ROUNDING = 1e-6  # by so much the cosine of two equal vectors may fall short of 1
+
 
 def neighbour_cosines(states):
     """Cosines of the vectors of neighbouring columns.
@@ -150,7 +152,8 @@ class Segmenter:
         """The labels that the function `segment` returns."""
         if loss is not None:
             return self._trees.cut(loss)
-        return connected(*(cosines >= threshold for cosines in self._cosines))
+        least = min(threshold, 1 - ROUNDING)
+        return connected(*(cosines >= least for cosines in self._cosines))
 
 
 def count(labels):

@@ -17,7 +17,7 @@ LEAST_OVERLAP = 0.1
 
 
 def follow(labels, least=LEAST_OVERLAP):
-    """Give the islands of a moving picture names that they keep.
+    """Give the islands of a clip names that they keep.
 
     Args:
         labels: (F, S, S) integers, those of each frame for itself, from `segment`.
@@ -62,15 +62,15 @@ def _matches(before, island, sizes, least):
 
 
 def lives(names):
-    """The islands of a moving picture, one by one.
+    """The islands of a clip, one by one.
 
     Args:
         names: (F, S, S) integers, from `follow`.
 
     Returns:
         A list of dictionaries: `name`; `first` and `last` frame; `frames`, in how many it is;
-        `size`, mean number of columns; `path`, length of the way of its centre of mass, in columns;
-        `shift`, how far the centre is from its beginning in the end.
+        `size`, mean number of columns; `path`, distance that its centre of mass travels, and
+        `shift`, distance between its first and its last place, both in columns.
 
     Example:
         >>> import torch
@@ -106,7 +106,7 @@ def lives(names):
 
 
 def summary(names):
-    """How long the islands of a moving picture live and how far they go.
+    """How long the islands of a clip live and how far they go.
 
     Args:
         names: (F, S, S) integers, from `follow`.
@@ -114,9 +114,9 @@ def summary(names):
     Returns:
         A dictionary: `number` of islands in a frame; `names`, different islands over all frames;
         `frames` and `path`, means over islands of those of `lives`; `frames_of_columns` and
-        `path_of_columns`, means over the columns of all frames of those of their island, in which
-        specks count little; `kept`, share of the columns, after the first frame, in an island that
-        was there before.
+        `path_of_columns`, the same means weighted by the size of the island, so that specks count
+        little; `kept`, after the first frame, the share of columns whose island was already there
+        in the frame before.
     """
     islands = lives(names)
     columns = np.array([island["size"] * island["frames"] for island in islands])
@@ -143,11 +143,11 @@ def summary(names):
 
 
 def over_time(names, masks):
-    """The scores of `against_mask` over space and time: a moving picture counts as one image, so
+    """The scores of `against_mask` over space and time: a clip counts as one image, so
     that an island has to follow its segment.
 
     Args:
-        names: (B, F, S, S) integers from 0, from `follow` for each of B moving pictures.
+        names: (B, F, S, S) integers from 0, from `follow` for each of B clips.
         masks: (B, F, H, W), whose segments have the same numbers in all frames.
 
     Returns:

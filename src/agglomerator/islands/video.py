@@ -1,4 +1,4 @@
-"""Islands of moving pictures: the state carried from frame to frame, or each frame anew.
+"""Islands of clips: the state carried from frame to frame, or each frame anew.
 
 GLOM carries its state from one frame of a video to the next (Hinton 2021, arXiv 2102.12627,
 section 1): what was agreed upon in the last frame is what the next one begins with.
@@ -21,11 +21,11 @@ PAIRS = {"parts": 0, "objects": -1}  # kind of mask -> the level whose islands a
 
 
 def watch(model, frames, carry=True, threshold=0.8, loss=None):
-    """The islands of moving pictures, followed from frame to frame.
+    """The islands of clips, followed from frame to frame.
 
     Args:
         model: `Agglomerator` in evaluation mode, which makes `iters` iterations for each frame.
-        frames: F views (B, C, S, S) of B moving pictures, on the model's device.
+        frames: F views (B, C, S, S) of B clips, on the model's device.
         carry: each frame begins with the state that the last one ended with; else with the initial
             one. Either way islands are followed by their overlap.
         threshold, loss: as for `segment`.
@@ -127,7 +127,7 @@ def colours_of(names):
 
 
 def draw_frames(shown, labels, names, title, note, masks=None):
-    """Yield a figure for each frame of moving pictures: a row for each picture, with the frame, the
+    """Yield a figure for each frame of clips: a row for each picture, with the frame, the
     islands of its levels, and its true segments where they are known.
 
     Args:

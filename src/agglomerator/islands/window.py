@@ -8,8 +8,8 @@ a word.
 
 Each line of the pipe is JSON. {"show": PATH} names another picture. {"stay": true or false} comes
 at the end of the training: true if the training waits for Ctrl-C. A window then stays until the
-user closes it, a page stays only while the training waits. Once nothing waits, the program lets go
-of standard output.
+user closes it, a page stays only while the training waits. Once nothing waits, the program closes
+standard output.
 """
 
 import contextlib

@@ -42,7 +42,7 @@ class AgreementAttention(nn.Module):
         self.register_buffer("too_far", None if self.tiles else too_far, persistent=False)
 
     def plain(self, level, number):
-        """The equation: a level (d, B, n), which is the so manieth -> (d, B, n)."""
+        """The equation: a level (d, B, n) and its number, 0 the lowest -> (d, B, n)."""
         value, n = level.transpose(0, 1), level.shape[-1]  # (B, d, n)
         unit = F.normalize(value, dim=1)
         cosine, threshold = unit.mT @ unit, THRESHOLDS[min(number, 1)]  # (B, n, n)

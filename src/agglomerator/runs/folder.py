@@ -23,7 +23,7 @@ class RunFolder:
         record: what ran, by what and where, JSON.
         logs, metrics: folder of the loggers of a training, and its metrics as CSV.
         islands: folder of pictures.
-        video: islands of a moving picture, animations and JSON, without the ending of the name.
+        video: islands of a clip, animations and JSON, without the ending of the name.
         frozen_record, test_record: figures of freeze and of a test, JSON.
         confusion: confusion matrix of a test, without the ending of the name.
         predictions: the class and probability of each tested image, CSV.

@@ -9,18 +9,20 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from agglomerator.config import FIELDS, MODEL_SETTINGS
+from agglomerator.data.registry import DATA_SETS
 from agglomerator.runs.folder import PREFIXES
 from agglomerator.util.terminal import say
 
 GROUPS = "data", "model", "training"  # of settings, that decide what a training makes
-NO_MATTER = {"dataset", "data_dir", "n_classes", "num_workers", "checkpoint_every", "recompute"}
+NO_MATTER = {"dataset", "n_classes", "num_workers", "checkpoint_every", "recompute"}
+OF_MACHINE = "precision", "num_gpus", "num_nodes", "devices"  # which decide on it too
 COMPARED = [
     name
     for name, option in FIELDS.items()
-    if (option.metadata["group"] in GROUPS and name not in NO_MATTER) or name == "precision"
+    if (option.metadata["group"] in GROUPS and name not in NO_MATTER) or name in OF_MACHINE
 ]
-OF_TEST = (*(name for name in MODEL_SETTINGS if name != "recompute"), "test_time_flip",
-           "island_threshold", "island_loss")  # fmt: skip
+OF_TEST = (*(name for name in MODEL_SETTINGS if name != "recompute"), "test_time_flip", "data_dir",
+           "difficulty", "objects", "island_threshold", "island_loss")  # fmt: skip
 NAMES = "run", "stage", "dataset", "seed"
 FIGURES = "val_acc", "val_loss", "test_error", "test_loss"
 
@@ -36,12 +38,13 @@ def runs_of(folder):
         (rows, differing): a dictionary for each stage of each run, and the names of the columns of
         settings that differ among them. The columns are `run` (path of its folder), `stage`,
         `dataset`, `seed`; the differing settings, those of stage two, where they differ apart from
-        stage one, as `supervised.learning_rate`; `from`, the checkpoint, if stage one is of another
-        folder; `outcome`; `epochs`; `minutes`; `val_acc` and `val_loss` of the epoch that best.ckpt
-        is of; `tested_with`, the settings of the test that are not those of the training;
-        `test_images`, `test_error` and `test_loss`; and the scores of islands against masks, as
-        `parts_ari_0` for level 0. None where a run has no such figure. The test of a network from
-        elsewhere, or on another data set, has a row of its own, with its checkpoint as `from`.
+        stage one, as `supervised.learning_rate`; `from`, the checkpoint that it began from, if that
+        is of another folder; `outcome`; `epochs`; `minutes`; `val_acc` and `val_loss` of the epoch
+        that best.ckpt is of; `tested_with`, the settings of the test that are not those of the
+        training; `test_images`, `test_error` and `test_loss`; and the scores of islands against
+        masks, as `parts_ari_0` for level 0. None where a run has no such figure. The test of a
+        network from elsewhere, or on another data set, has a row of its own, with its checkpoint as
+        `from`.
     """
     places = {path.parent for path in Path(folder).rglob("*run.json")}
     places |= {path.parent for path in Path(folder).rglob("test_*.json")}
@@ -68,7 +71,7 @@ class _Run:
     def flags(self, stage):
         """Settings of a stage; those that are newer than the run had their defaults."""
         flags = self.parts[stage][-1]["flags"]
-        return {name: flags.get(name, FIELDS[name].default) for name in (*FIELDS,)}
+        return _of_data({name: flags.get(name, FIELDS[name].default) for name in (*FIELDS,)})
 
     def rows(self, differing):
         values = {
@@ -93,14 +96,14 @@ class _Run:
 
     def _trained(self, test, stage):
         """Whether a test is of a checkpoint of this folder, on the data set of its training."""
-        parts = Path(str(test.get("checkpoint"))).parts
-        here = parts[-2:-1] == ("checkpoints",) and parts[-3:-2] == (self.place.name,)
+        here = self._is_own(test.get("checkpoint"))
         known = stage in self.parts and self.flags(stage)["dataset"]
         return here and known in (False, test.get("dataset"))
 
     def _differs(self, test, stage):
         """What of a test is not as in the training, as a text by the name `tested_with`."""
-        made, flags = test.get("settings", {}), self.flags(stage)
+        flags = self.flags(stage)
+        made = _of_data({"dataset": flags["dataset"]} | test.get("settings", {}))
         if flags["iters"] is None:
             flags["iters"] = 2 * flags["levels"]
         names = [name for name in OF_TEST if made.get(name, flags[name]) != flags[name]]
@@ -108,17 +111,27 @@ class _Run:
 
     def _training(self, stage):
         parts, flags = self.parts[stage], self.flags(stage)
-        elsewhere = stage != "contrastive" and "contrastive" not in self.parts
+        start = parts[0]["flags"].get("load_checkpoint_dir")
         return {
             "dataset": flags["dataset"],
             "seed": flags["seed"],
-            "from": flags["load_checkpoint_dir"] if elsewhere else None,
+            "from": None if start is None or self._is_own(start) else start,
             "outcome": parts[-1].get("outcome") or "no end: killed, or at work",
             "minutes": _minutes(parts),
         } | _best_epoch(self.place / "logs" / stage / "metrics.csv", self._chosen_by(stage))
 
+    def _is_own(self, checkpoint):
+        """Whether a checkpoint, by its path, is of this folder, which may have been moved."""
+        return Path(str(checkpoint)).parts[-3:-1] == (self.place.resolve().name, "checkpoints")
+
     def _chosen_by(self, stage):
         return "val_loss" if stage == "masked" else self.flags(stage)["monitor"]
+
+
+def _of_data(flags):
+    """The settings without data_dir where that is just where a known data set lies."""
+    known = flags["dataset"] in DATA_SETS and DATA_SETS[flags["dataset"]].read is not None
+    return flags | {"data_dir": None} if known else flags
 
 
 def _read(path, kind):

@@ -71,7 +71,7 @@ class StopUnlessFinite(Callback):
             return
         step, rate = self.steps[min(int(n_sound) + 1, len(self.steps) - 1)]
         s = module.settings
-        less = f"a smaller --learning_rate than {s.learning_rate}"
+        less = f"a smaller --{s.flag_of('learning_rate')} than {s.learning_rate}"
         if s.precision != "32-true":
             less += f", or --precision=32-true instead of {s.precision}"
         raise SharedError(

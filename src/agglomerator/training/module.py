@@ -20,7 +20,8 @@ from agglomerator.util.terminal import say
 
 class OneCycle(OneCycleLR):
     """The one-cycle schedule, which holds its last value after its end. If a resumed training has
-    other steps per epoch, as on another number of processes, it goes on at the same share."""
+    another number of steps per epoch, as on another number of processes, it continues at the same
+    share of the schedule."""
 
     def load_state_dict(self, state):
         own = {name: vars(self)[name] for name in ("total_steps", "_schedule_phases")}
@@ -119,12 +120,13 @@ class LitAgglomerator(LightningModule):
     def compile_steps(self, device, processes=1):
         """Compile what a training step computes from views on.
 
-        With several processes, in which the loss exchanges embeddings, and in stage two that is the
-        network alone; else `Contrast.compile` and `Reconstruction.compile` tell.
+        With several processes, in which the loss exchanges embeddings, with composites, and in
+        stage two that is the network alone; else see `Contrast.compile` and
+        `Reconstruction.compile`.
         """
         if self.stage == "masked":
             self.reconstruction.compile()
-        elif self.stage == "contrastive" and processes == 1:
+        elif self.stage == "contrastive" and processes == 1 and not self.settings.composes:
             self.contrast.compile(replayed=device.type == "cuda" and self.settings.accumulate == 1)
         elif self.stage == "contrastive" and self.settings.agreement:
             self.model.with_levels = torch.compile(self.model.with_levels)
@@ -139,8 +141,8 @@ class LitAgglomerator(LightningModule):
 
     @torch.no_grad()
     def _start_classifier(self):
-        """Begin with a classifier that tells the nearest prototype, or class mean of the training
-        images."""
+        """Initialise the classifier to predict the nearest prototype, or the nearest class mean of
+        the training images."""
         head = self.model.classification_head_from_contr
         if self.starts_from == "prototypes":
             towards, of = F.normalize(self.model.prototypes, dim=-1), "prototypes"

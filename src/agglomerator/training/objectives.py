@@ -22,8 +22,8 @@ class Contrast:
     the loss that asks for islands. If that is of composites, the second view is the image's figure
     on another ground.
 
-    With --prototypes the views are compared with the prototypes of the classes too; then V, the
-    number of views, is 1 rather than 2, but with composites.
+    With --prototypes the views are compared with the prototypes of the classes too. Then V, the
+    number of views, is 1 instead of 2; with composites it stays 2.
 
     Args:
         model: the `Agglomerator`.
@@ -50,11 +50,11 @@ class Contrast:
             for islands, before it is weighted, or None.
         """
         s, training = self.settings, epoch is not None
-        # In evaluation two in any case: the loss of few views counts those alone that have a pair.
+        # Evaluation always has two: of one, only images with another of their class would count.
         n_views = s.n_views if training else 2
         labels = labels.repeat(n_views)
-        if s.agreement and s.agreement_cue == "composites":
-            own = not training or epoch >= s.max_epochs / 3
+        if s.composes:
+            own = not training or epoch >= min(s.lr_speed, s.max_epochs) / 3
             embedding, apart = self._composites(images, generator, own)
             loss = self._loss(embedding, labels, training)
         else:

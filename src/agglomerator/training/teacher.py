@@ -1,9 +1,9 @@
 """A network that teaches the islands that it sees.
 
-It looks at a whole image and at its mirror image; a network that learns sees crops in other
-colours and is to find the same islands (Xie et al., "Self-training with noisy student", CVPR 2020,
-did so with classes). What both looks agree on is steadier than either, so that the pupil comes to
-see more than its teacher, and can be the next one.
+The teacher sees a whole image and its mirror image. The student sees crops in other colours, and
+learns to find the same islands (Xie et al., "Self-training with noisy student", CVPR 2020, did so
+with classes). Islands from two views are more stable than from one, so that the student can surpass
+its teacher, and be the next one.
 """
 
 import torch

@@ -28,7 +28,7 @@ from agglomerator.runs.folder import RunFolder
 from agglomerator.runs.resume import AtomicCheckpointIO, MetricsLogger
 from agglomerator.training.finite import StopUnlessFinite
 from agglomerator.util.errors import UserError
-from agglomerator.util.machine import devices_of
+from agglomerator.util.machine import devices_of, processes_here
 from agglomerator.util.terminal import say
 
 LAUNCHERS = TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment
@@ -53,7 +53,6 @@ def build_trainer(settings, training, callbacks=(), logs=True):
     terminal = sys.stdout is not None and sys.stdout.isatty()
     version = s.stage if training else f"{s.stage}_test"
     devices, num_nodes = devices_of(s)
-    prepare_strategies(s.blind)
     if training:
         check_precision(s.precision)
     try:
@@ -62,7 +61,7 @@ def build_trainer(settings, training, callbacks=(), logs=True):
             # Every test image counts once and features keep their order on one device.
             devices=devices if training else 1,
             num_nodes=num_nodes if training else 1,
-            strategy=s.strategy if training else "auto",
+            strategy=strategy_of(s) if training else "auto",
             precision=PLAIN if s.precision == TF32 else s.precision,
             max_epochs=s.max_epochs,
             accumulate_grad_batches=s.accumulate,
@@ -137,20 +136,22 @@ def allow_tf32(precision, device):
     return allowed
 
 
-def prepare_strategies(blind):
-    """Set the options of all of Lightning's DDP strategies, whatever their names.
-
-    Args:
-        blind: some parameters get no gradient, so that DDP has to look for them.
-    """
-    for entry in StrategyRegistry.values():
-        options = entry["init_params"]
-        if entry["strategy"] is DDPStrategy:
-            options["timeout"] = TIMEOUT
-            # Batch norm is the same in all processes; the sums of classes are of each its own.
-            options["broadcast_buffers"] = False
-            if "find_unused_parameters" not in entry["strategy_name"]:
-                options["find_unused_parameters"] = blind
+def strategy_of(settings):
+    """The strategy of a training, as Trainer takes it: one of Lightning's DDP strategies with the
+    options of this project, or the name of another one."""
+    s = settings
+    shared = s.strategy.lower() == "auto" and processes_here(s) * devices_of(s)[1] > 1
+    name = "ddp" if shared else s.strategy.lower()  # as Lightning takes it
+    if name not in StrategyRegistry or StrategyRegistry[name]["strategy"] is not DDPStrategy:
+        return name
+    options = {
+        "timeout": TIMEOUT,
+        # Batch norm is equal in all processes already; each has class sums of its own.
+        "broadcast_buffers": False,
+        # Some parameters of a blind network get no gradient, so that DDP has to look for them.
+        "find_unused_parameters": s.blind,
+    }
+    return DDPStrategy(**options | StrategyRegistry[name]["init_params"])
 
 
 def build_loggers(settings, folder, version, training=False):

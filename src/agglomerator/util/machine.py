@@ -45,7 +45,7 @@ def processes_here(settings):
         return max(1, count_gpus(settings.accelerator))
     if "," in devices:
         return max(1, sum(bool(each.strip()) for each in devices.split(",")))
-    return int(devices) if devices.isdecimal() else 1  # Lightning refuses anything else
+    return max(1, int(devices)) if devices.isdecimal() else 1  # Lightning refuses anything else
 
 
 def memory():

@@ -87,7 +87,8 @@ def splits_of(folder, tested=True):
 def has_masks(folder, split="test"):
     """Whether a folder has images in `split`/ and a folder of masks for them (`data/masks.py`)."""
     kinds = "parts", "objects"
-    return (folder / split).is_dir() and any((folder / k / split).is_dir() for k in kinds)
+    places = (os.path.join(folder, kind, split) for kind in kinds)
+    return os.path.isdir(os.path.join(folder, split)) and any(map(os.path.isdir, places))
 
 
 def read_folder(settings, split, size):
