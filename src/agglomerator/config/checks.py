@@ -192,7 +192,7 @@ def check_successors(settings):
         )
     if masked and s.prototypes:
         raise UserError(
-            "--prototypes: joins the contrastive loss; leave it out with --pretraining=masked."
+            "--prototypes: joins the contrastive loss; with --pretraining=masked use --noprototypes."
         )
     if s.level_cosine and not masked:
         raise UserError(
