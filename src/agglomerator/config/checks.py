@@ -192,7 +192,8 @@ def check_successors(settings):
         )
     if masked and s.prototypes:
         raise UserError(
-            "--prototypes: joins the contrastive loss; with --pretraining=masked use --noprototypes."
+            "--prototypes: joins the contrastive loss; use --noprototypes with "
+            "--pretraining=masked."
         )
     if s.level_cosine and not masked:
         raise UserError(
