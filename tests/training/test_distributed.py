@@ -286,7 +286,7 @@ def test_death_of_one_process_ends_the_other(tmp_path, victim):
         os.kill((run.pid, child)[victim], signal.SIGKILL)
         stderr = run.communicate(timeout=60)[1]  # open until both have ended
     assert run.returncode != 0
-    assert "another process of this training has ended" in stderr
+    assert "another process of this training ended" in stderr
     assert "Traceback" not in stderr
 
 
