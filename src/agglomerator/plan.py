@@ -122,17 +122,17 @@ def _find_start(settings, use):
     if settings.resume_training:
         if folder.last.is_file():
             return read(folder.last)
+        if settings.is_taught:
+            raise UserError(
+                f"--agreement_cue=islands: there is no {folder.last} to go on from; name the "
+                "network that teaches by --load_checkpoint_dir."
+            )
         say(f"--resume_training: there is no {folder.last} yet; begins from the start.")
     if settings.stage == "supervised":
         raise UserError(
             "--supervise: trains a classifier on a trained network; name its checkpoint by "
             f"--load_checkpoint_dir, as {folder.path / 'checkpoints' / 'best.ckpt'}, or let "
             "everything learn by --finetune."
-        )
-    if settings.is_taught:
-        raise UserError(
-            f"--agreement_cue=islands: there is no {folder.last} to go on from; name the network "
-            "that teaches by --load_checkpoint_dir."
         )
     return None
 
