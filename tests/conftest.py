@@ -58,6 +58,11 @@ class Result:
     output: Path | None = None
 
 
+def slow(*values):
+    """One set of a test's parameters that only `.ci/run` tries."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def clean_environment():
     """Environment variables of the program: no display, no GPU, no Weights & Biases account, no way
     to the internet."""

@@ -166,6 +166,7 @@ def test_a_classifier_of_class_means_is_the_nearest_class_mean(n_classes, width)
     assert np.allclose(logits, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_stage_two_begins_from_the_class_means(trained, tmp_path, capsys):
     folder, output, said = trained
     assert "begins from the class means of 64 training images" in said
@@ -186,6 +187,7 @@ def test_stage_two_begins_from_the_class_means(trained, tmp_path, capsys):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
 def test_stage_two_begins_from_the_prototypes(tmp_path, capsys):
     flags = "--prototypes", "--exp_name=run", "--limit_train=20", "--limit_val=2", "--max_epochs=1"
     two = "--supervised_epochs=1", "--supervised_learning_rate=0.0", "--mode=all"

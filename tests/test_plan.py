@@ -299,6 +299,20 @@ def test_iterations_that_a_published_network_did_not_have_are_said(trained, tmp_
     assert "was trained with" not in run(capsys, tmp_path, iters=4, **load)[0]
 
 
+def test_a_config_of_another_network_leaves_a_published_one_as_it_is(trained, tmp_path, capsys):
+    path = tmp_path / "p.pt"
+    torch.save(load_checkpoint(checkpoint(trained)).state_dict(), path)
+    load = dict(data_dir=trained[0], load_checkpoint_dir=str(path), supervise=True, mode="test")
+    _, plain = run(capsys, tmp_path / "plain", **load)
+    flags = dict(head="grid", tokenizer="vgg", iters=3, consensus_temperature=0.1)
+    said, place = run(capsys, tmp_path / "config", **load | flags)
+    assert "--iters=3: is left out" in said and "--consensus_temperature=0.1: is left out" in said
+    assert record_of(place)["loss"] == record_of(plain)["loss"]
+    flags |= dict(head="flatten", tokenizer="convmlp")
+    said, place = run(capsys, tmp_path / "given", **load | flags)
+    assert "is left out" not in said and record_of(place)["loss"] != record_of(plain)["loss"]
+
+
 def test_pictures_of_other_images_are_kept(trained, tmp_path, capsys):
     load = dict(data_dir=trained[0], load_checkpoint_dir=checkpoint(trained), mode="islands")
     images = trained[0] + "/test/ash", trained[0] + "/test/bone/00.png"

@@ -11,7 +11,7 @@ from types import NoneType
 
 from absl import flags
 
-from agglomerator.config import FIELDS, Settings, value_types
+from agglomerator.config import FIELDS, GROUPS, Settings, value_types
 from agglomerator.config.defaults import derive
 from agglomerator.util.errors import UserError
 from agglomerator.util.terminal import say
@@ -39,14 +39,6 @@ ENCODINGS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
-}
-GROUPS = {
-    "run": "What to do",
-    "data": "Data",
-    "model": "Model",
-    "training": "Training",
-    "pictures": "Pictures and logs",
-    "machine": "Machine",
 }
 
 
@@ -235,11 +227,10 @@ def write(settings, file):
 def help_text():
     """All flags by subject, with types, limits and defaults."""
     lines = [USAGE]
-    for group, title in GROUPS.items():
-        lines.append(f"{title}:")
-        for name, option in FIELDS.items():
-            if option.metadata["group"] == group:
-                lines += _describe(name, option)
+    for group, names in GROUPS.items():
+        lines.append(f"{group}:")
+        for name in names:
+            lines += _describe(name, FIELDS[name])
         lines.append("")
     return "\n".join(lines) + "\n" + FLAGFILE.rstrip()
 

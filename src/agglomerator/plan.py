@@ -1,12 +1,12 @@
 """What a run does, resolved once: its settings, where it begins, its classes and its split.
 
-No other module changes settings.
+Only `length.py`, which it calls, changes settings too.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
 
-from agglomerator.config import DESCRIBED, LOSS_SETTINGS, SPLIT_SETTINGS, Settings
+from agglomerator.config import DESCRIBED, FIELDS, LOSS_SETTINGS, SPLIT_SETTINGS, Settings
 from agglomerator.data import registry
 from agglomerator.data.classes import ClassMap, map_classes
 from agglomerator.length import complete_from_images
@@ -21,6 +21,7 @@ OF_TRAINING = ("seed", "val_share", "batch_size", "accumulate", "limit_train", "
             "temperature", "agreement", "agreement_cue", "level_cosine", "precision")  # fmt: skip
 # Of the network, what leaves no trace in its weights.
 UNSEEN = "iters", "denoise_iter", "dropout", "consensus_self", "consensus_temperature"
+OF_CONFIGS = "iters", "consensus_temperature"  # of those, what configs of other networks set
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def resolve(settings, given, use):
         settings = complete_from_data(settings, given)
         return Plan(settings, settings.seed)
     asked, settings = settings, complete_from_checkpoint(settings, given, start, use)
-    _tell_data(asked, given, start, use)
+    _tell_data(settings, given, start, use)
     if use == "islands":
         settings = settings.replace(n_classes=start.settings["n_classes"])
         return Plan(settings, settings.seed, start)
@@ -207,7 +208,10 @@ def complete_from_data(settings, given):
 
 
 def complete_from_checkpoint(settings, given, checkpoint, use=None):
-    """The settings with all that the user did not give, by `given`, taken from the checkpoint.
+    """The settings, completed from the checkpoint: what describes its network, its input and its
+    islands, and the seed, for a test its loss too, unless `given` names it. A published network
+    keeps its head and tokenizer; if the flags name others, they are a config of another network,
+    and its attention and iterations are the published ones.
 
     Raises:
         UserError: they do not fit each other.
@@ -222,6 +226,17 @@ def complete_from_checkpoint(settings, given, checkpoint, use=None):
     }
     if published and "conv_image_size" in given:
         taken.pop("image_size", None)
+    parts = [name for name in ("head", "tokenizer") if name in given and published]
+    if any(taken[name] != getattr(settings, name) for name in parts):
+        has = " ".join(f"--{name}={taken[name]}" for name in parts)
+        for name in OF_CONFIGS:
+            value, usual = getattr(settings, name), FIELDS[name].default
+            if value != usual and name not in checkpoint.settings:
+                taken[name] = usual
+                say(
+                    f"--{name}={value}: is left out, for it comes with flags of another network "
+                    f"than {checkpoint.name}; to use it, give {has} too."
+                )
     try:
         return settings.replace(**taken)
     except UserError as error:
@@ -235,16 +250,16 @@ def _wrong_n_classes(settings, n_classes):
     )
 
 
-def _tell_data(asked, given, start, use):
+def _tell_data(settings, given, start, use):
     """Say so if the user asks for other data, or another normalisation, than in the training."""
-    before = start.settings.get("dataset", asked.dataset)
-    if use == "test" and "dataset" in given and before != asked.dataset:
-        say(f"{start.name} was trained on {before}, not on {asked.dataset}.")
+    before = start.settings.get("dataset", settings.dataset)
+    if use == "test" and "dataset" in given and before != settings.dataset:
+        say(f"{start.name} was trained on {before}, not on {settings.dataset}.")
     before = start.settings.get("normalization")
-    if "normalization" in given and before is not None and asked.normalization != before:
-        say(f"--normalization={asked.normalization}: {start.name} was trained by that of {before}.")
+    if "normalization" in given and before is not None and settings.normalization != before:
+        say(f"--normalization={settings.normalization}: {start.name} was trained by {before}'s.")
     for name in (*UNSEEN, *(LOSS_SETTINGS if use == "test" else ())):
-        before, wanted = start.settings.get(name), getattr(asked, name)
+        before, wanted = start.settings.get(name), getattr(settings, name)
         if name == "iters" and before is None:
             before = 2 * start.settings["levels"]
         known = name == "iters" or (start.stage is not None and name in start.settings)

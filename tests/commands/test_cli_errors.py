@@ -81,6 +81,7 @@ def test_checkpoint_that_is_text(output, tmp_path):
     assert str(path) in refuse(output, "--mode=test", f"--load_checkpoint_dir={path}")
 
 
+@pytest.mark.slow
 def test_first_run_of_a_user_says_one_line_too(output, tmp_path):
     # matplotlib and others fill their caches at home then, and like to say so.
     home = {"HOME": str(tmp_path / "home")}

@@ -109,6 +109,7 @@ def test_islands_of_test_images_and_of_own_ones(stage_one_checkpoint, tmp_path):
     assert (folder / "projection.npz").read_bytes() == projection
 
 
+@pytest.mark.slow
 def test_chosen_test_images_as_png_and_vectors(stage_one_checkpoint, tmp_path):
     flags = "--exp_name=drawn", "--mode=islands", f"--load_checkpoint_dir={stage_one_checkpoint}"
     flags = *flags, "--images=3,10-17", "--figure_format"

@@ -68,6 +68,7 @@ def test_option_learns_goes_on_as_if_never_stopped_and_needs_no_flags_later(
     assert np.isfinite(record["loss"]) and 0 <= record["top1"] <= 1
 
 
+@pytest.mark.slow
 def test_masked_network_learns_classes_in_stage_two(tmp_path):
     flags = *MASKED, "--exp_name=run", *FEW, "--max_epochs=1"
     said = small_run(tmp_path, *flags, "--mode=all", "--finetune", "--plot_islands").stdout

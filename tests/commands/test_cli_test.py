@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, run_main, run_program, run_words, save_published, small_run
+from conftest import SMALL, run_main, run_program, run_words, save_published, slow, small_run
 from scipy.special import softmax
 from sklearn.datasets import load_digits
 
@@ -75,7 +75,7 @@ def check_record(folder, stage, n_images):
     return record
 
 
-@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("flip", [slow(False), True])
 def test_test_of_the_classifier(stage_two_checkpoint, digits, tmp_path, flip):
     result = small_run(
         tmp_path,

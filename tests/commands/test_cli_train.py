@@ -75,6 +75,7 @@ def test_schedule_counts_accumulated_batches_and_holds_its_last_value(stage_one)
         assert rate == pytest.approx(expected[min(step, 11)])
 
 
+@pytest.mark.slow
 def test_the_next_command_trains_the_classifier(stage_one, tmp_path):
     (line,) = (line for line in stage_one.stdout.splitlines() if line.startswith("Next: "))
     words = shlex.split(line.removeprefix("Next: "))

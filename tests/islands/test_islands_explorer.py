@@ -183,6 +183,7 @@ async def visit(where, folder):
     socket.close()
 
 
+@pytest.mark.slow
 def test_a_page_where_there_is_no_desktop(tmp_path):
     for i in range(2):
         Image.fromarray(draw(i)).save(tmp_path / f"{i}.png")

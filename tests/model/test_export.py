@@ -3,6 +3,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from conftest import slow
 
 from agglomerator import Agglomerator, load_checkpoint
 from agglomerator.model.export import OUTPUTS, export, write_onnx
@@ -12,10 +13,6 @@ def small(**flags):
     torch.manual_seed(0)
     flags = {"patch_dim": 16, "contr_dim": 32, "iters": 2} | flags
     return Agglomerator(image_size=16, conv_image_size=4, n_channels=1, **flags)
-
-
-def slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def of_network(model, output, images):

@@ -25,6 +25,7 @@ from conftest import (
     run_program,
     run_words,
     same_weights,
+    slow,
     small_run,
     steps_done,
     wait_until,
@@ -148,6 +149,7 @@ LastCheckpoint.on_train_end = with_signal
 """
 
 
+@pytest.mark.slow
 def test_a_signal_after_the_last_step_of_stage_one_ends_the_run_there(tmp_path):
     flags = [*SMALL, "--mode=all", "--exp_name=end", f"--output_dir={tmp_path}"]
     flags += ["--max_epochs=1", "--limit_train=2", "--limit_test=1"]
@@ -161,6 +163,7 @@ def test_a_signal_after_the_last_step_of_stage_one_ends_the_run_there(tmp_path):
     assert result.stdout.count("training: ") == 1 and "top-1" in result.stdout
 
 
+@pytest.mark.slow
 def test_muon_goes_on_as_if_it_had_not_stopped(tmp_path):
     flags = "--exp_name=muon", "--optimizer=muon", "--lr_speed=2", "--limit_train=4"
     small_run(tmp_path / "whole", *flags, "--max_epochs=2")
@@ -217,6 +220,7 @@ def test_weights_alone_are_refused_before_anything_is_moved(stage_one_checkpoint
     assert "weights alone" in message and not (folder / "earlier").exists()
 
 
+@pytest.mark.slow
 def test_stage_two_goes_on_only_with_its_own_stage_one(tmp_path):
     flags = "--exp_name=all", "--max_epochs=1", "--limit_train=2", "--limit_test=1"
     folder = tmp_path / "all"
@@ -256,6 +260,7 @@ def test_a_finished_job_says_so_and_what_comes_next(tmp_path, stage_one_checkpoi
     assert "--learning_rate=0.01\n" in text and "--supervised_learning_rate=0.01\n" in text
 
 
+@pytest.mark.slow
 def test_an_unnamed_run_is_called_as_the_data_set_of_its_checkpoint(stage_one_checkpoint, tmp_path):
     words = ["--logger=none", f"--output_dir={tmp_path}", "--limit_train=2", "--limit_test=1"]
     words += [f"--load_checkpoint_dir={stage_one_checkpoint}", "--batch_size=32", "--max_epochs=1"]
@@ -275,9 +280,9 @@ def test_an_unnamed_run_is_called_as_the_data_set_of_its_checkpoint(stage_one_ch
         ("closed pipe", "--help"),
         ("/dev/full", "--help"),
         ("nowhere", "--help"),
-        ("closed pipe", "--max_epochs=1"),
-        pytest.param("/dev/full", "--max_epochs=1", marks=pytest.mark.slow),
-        pytest.param("nowhere", "--max_epochs=1", marks=pytest.mark.slow),
+        slow("closed pipe", "--max_epochs=1"),
+        slow("/dev/full", "--max_epochs=1"),
+        slow("nowhere", "--max_epochs=1"),
     ],
 )
 def test_output_that_nobody_takes_costs_nothing(tmp_path, where, what):

@@ -3,7 +3,7 @@ import re
 
 import pytest
 import torch
-from conftest import SMALL, run_main, run_program
+from conftest import SMALL, run_main, run_program, slow
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.plugins import MixedPrecision
@@ -109,6 +109,7 @@ def quiet(folder):
     }
 
 
+@pytest.mark.slow
 @of_both_optimizers
 def test_overflow_of_scaled_gradients_is_no_fault(module, tmp_path):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
@@ -146,7 +147,7 @@ def test_scale_that_comes_to_an_end_is_a_fault(module, tmp_path):
 
 @pytest.mark.parametrize(
     "processes, program",
-    [(1, run_main), pytest.param(2, run_program, marks=pytest.mark.slow)],
+    [(1, run_main), slow(2, run_program)],
     ids=["one process", "two"],
 )
 def test_program_ends_with_one_line(tmp_path, processes, program):
@@ -158,7 +159,9 @@ def test_program_ends_with_one_line(tmp_path, processes, program):
 
 
 @of_both_optimizers
-@pytest.mark.parametrize("precision", ["32-true", "tf32", "bf16-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize(
+    "precision", ["bf16-mixed", "16-mixed", *map(slow, ("32-true", "tf32", "bf16-true"))]
+)
 def test_every_precision_learns(module, tmp_path, precision):
     settings = SETTINGS.replace(precision=precision, output_dir=str(tmp_path), limit_train=1.0)
     losses = []

@@ -1,4 +1,4 @@
-"""Errors of machines as lines that tell the way out: memory, disks, lost workers, dead peers."""
+"""System errors as one-line messages with a way out: memory, disks, lost workers, dead peers."""
 
 from agglomerator.data.loaders import is_lost_worker
 from agglomerator.util import distributed

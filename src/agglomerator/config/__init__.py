@@ -3,6 +3,7 @@
 from agglomerator.config.settings import (
     DESCRIBED,
     FIELDS,
+    GROUPS,
     INPUT_SETTINGS,
     LOSS_SETTINGS,
     MODEL_SETTINGS,
@@ -14,6 +15,7 @@ from agglomerator.config.settings import (
 __all__ = [
     "DESCRIBED",
     "FIELDS",
+    "GROUPS",
     "INPUT_SETTINGS",
     "LOSS_SETTINGS",
     "MODEL_SETTINGS",

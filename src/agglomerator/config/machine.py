@@ -10,28 +10,21 @@ class MachineSettings:
     """Devices and arithmetic."""
 
     num_gpus: int = setting(
-        "machine",
-        1,
-        "Number of GPUs of this machine to use. Without a GPU, training runs on the CPU.",
-        low=1,
+        1, "Number of GPUs of this machine to use. Without a GPU, training runs on the CPU.", low=1
     )
-    num_nodes: int = setting("machine", 1, "Number of machines that train together.", low=1)
+    num_nodes: int = setting(1, "Number of machines that train together.", low=1)
     accelerator: str = setting(
-        "machine", "auto", "Kind of device, by Lightning's names: auto, cpu, cuda, mps, ..."
+        "auto", "Kind of device, by Lightning's names: auto, cpu, cuda, mps, ..."
     )
     devices: str | None = setting(
-        "machine",
         None,
         "Number or list of devices, as Lightning takes them (auto, 2, '0,3'). It overrides "
         "num_gpus. Test and freeze use one device.",
     )
     strategy: str = setting(
-        "machine",
-        "auto",
-        "How several processes share the training, by Lightning's names: auto, ddp, ...",
+        "auto", "How several processes share the training, by Lightning's names: auto, ddp, ..."
     )
     precision: str = setting(
-        "machine",
         "32-true",
         "Number format of the computation, by Lightning's names: 32-true, bf16-mixed, ... "
         "bf16-mixed is faster where the hardware supports it. With tf32, an NVIDIA GPU multiplies "

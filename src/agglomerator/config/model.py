@@ -10,43 +10,32 @@ class ModelSettings:
     """The network."""
 
     patch_size: int = setting(
-        "model",
         1,
         "Side of the square of tokenizer cells that becomes one column. A divisor of "
         "conv_image_size.",
         low=1,
     )
     patch_dim: int = setting(
-        "model",
-        128,
-        "Width of a level: the length of one vector. A multiple of 2 * patch_size^2.",
-        low=2,
+        128, "Width of a level: the length of one vector. A multiple of 2 * patch_size^2.", low=2
     )
     levels: int = setting(
-        "model",
         2,
         "Number of levels of a column: parts at the bottom, the whole object at the top.",
         low=2,
         high=1000,
     )
     iters: int | None = setting(
-        "model",
-        None,
-        "Number of iterations of the column loop. None: twice the levels.",
-        low=0,
-        high=10000,
+        None, "Number of iterations of the column loop. None: twice the levels.", low=0, high=10000
     )
     conv_image_size: int = setting(
-        "model",
         8,
-        "Side of the tokenizer's output grid: a quarter of image_size unless you give it, or its "
-        "half or all of it, rounded up. image_size gives a column to every pixel: use it with "
+        "Side of the tokenizer's output grid: image_size / 4 (the default), / 2 or / 1, rounded "
+        "up. image_size gives a column to every pixel: use it with "
         "--head=grid and a small batch. Attention grows with the square of the number of columns, "
         "unless local_consensus_radius limits it.",
         low=1,
     )
     tokenizer: str = setting(
-        "model",
         "convmlp",
         "Kind of tokenizer. convmlp (as published): convolutions, then pooling. residual: two "
         "convolutions, pooling, residual blocks. vgg: convolutions on the grid of the image, then "
@@ -55,7 +44,6 @@ class ModelSettings:
         choices=("convmlp", "residual", "vgg", "pyramid"),
     )
     tokenizer_width: int | None = setting(
-        "model",
         None,
         "Channels of the tokenizer. convmlp: of all convolutions but the last. residual: of the "
         "first convolution; the residual blocks have twice as many. vgg: of the first convolution; "
@@ -65,7 +53,6 @@ class ModelSettings:
         low=1,
     )
     tokenizer_depth: int = setting(
-        "model",
         3,
         "Depth of the tokenizer. convmlp: number of convolutions, 3 as published. residual: number "
         "of residual blocks. vgg: number of convolutions of the greatest width. pyramid: number of "
@@ -73,7 +60,6 @@ class ModelSettings:
         low=2,
     )
     head: str = setting(
-        "model",
         "flatten",
         "How the columns of the top level become one vector. flatten (as published): all columns "
         "in a row; its weights grow with the square of columns * patch_dim. grid: means over a "
@@ -83,40 +69,32 @@ class ModelSettings:
         "with --pretraining=masked.",
         choices=("flatten", "grid", "dissimilarity", "mean"),
     )
-    head_side: int = setting(
-        "model", 4, "Side of the coarser grid of --head=grid.", low=1, high=4096
-    )
+    head_side: int = setting(4, "Side of the coarser grid of --head=grid.", low=1, high=4096)
     denoise_iter: int = setting(
-        "model", -1, "Number of the state that feeds the head: 0 is the initial state, -1 the last."
+        -1, "Number of the state that feeds the head: 0 is the initial state, -1 the last."
     )
-    dropout: float = setting("model", 0.3, "Dropout rate in the contrastive head.", low=0, high=1)
+    dropout: float = setting(0.3, "Dropout rate in the contrastive head.", low=0, high=1)
     contr_dim: int = setting(
-        "model",
         512,
         "Length of the embedding of an image. With --head=mean it is patch_dim, whatever this is.",
         low=1,
     )
-    consensus_self: bool = setting(
-        "model", False, "Let a column attend to itself as to any other column."
-    )
+    consensus_self: bool = setting(False, "Let a column attend to itself as to any other column.")
     local_consensus_radius: int | float = setting(
-        "model",
         0,
         "Columns attend to each other only up to this distance on the grid; 1.5 takes the eight "
         "neighbours. 0: every column attends to all others.",
         low=0,
     )
     consensus: str = setting(
-        "model",
         "published",
         "How columns of a level agree. published: by attention. agreement: in each iteration a "
-        "level also receives, as a fifth contribution, what like columns within 3 of it hold, and "
-        "its unlike ones by the sign as published (Zeng et al. 2025), which draws them nearer. "
-        "agreement_repel: the same with the other sign, which drives unlike columns apart.",
+        "level also receives a fifth contribution: attention to like columns within distance 3, "
+        "and to unlike ones by the published sign (Zeng et al. 2025), which attracts them. "
+        "agreement_repel: the same with the other sign, which repels unlike columns.",
         choices=("published", "agreement", "agreement_repel"),
     )
     pretraining: str = setting(
-        "model",
         "contrastive",
         "What stage one learns. contrastive (as published): to tell classes apart. masked: to "
         "predict hidden patches of 4x4 pixels from level 0. It needs no classes: all images in "
@@ -125,27 +103,23 @@ class ModelSettings:
         choices=("contrastive", "masked"),
     )
     prototypes: bool = setting(
-        "model",
         False,
         "Stage one also learns one vector per class, its prototype, and compares views with those "
         "of all classes. So one view of each image is enough. Helps most where a batch has few "
         "images of each class. The classifier of stage two begins from them.",
     )
     column_norm: str = setting(
-        "model",
         "places",
         "The norms over columns. places (as published): each place of the grid has a scale and a "
         "shift of its own, which write the place into every vector. plain: without them.",
         choices=("places", "plain"),
     )
     recompute: bool = setting(
-        "model",
         False,
-        "Compute every iteration a second time in the backward pass instead of storing its inner "
-        "results. This takes less memory and more time.",
+        "Gradient checkpointing: compute every iteration again in the backward pass instead of "
+        "storing its activations. This takes less memory and more time.",
     )
     consensus_temperature: float | None = setting(
-        "model",
         None,
         "Temperature of the attention between columns, whose scores are then cosines of vectors. "
         "With a small value, such as 0.05, a column attends almost only to columns like itself. "

@@ -12,14 +12,12 @@ class PictureSettings:
     """Pictures and logs."""
 
     plot_islands: bool = setting(
-        "pictures",
         False,
         "Show the islands of six sample images during the run: in a window, which stays until you "
         "close it, or on a web page with the environment variable MPLBACKEND=webagg, which in a "
-        "terminal stays until Ctrl-C. Without a display the pictures are written as files.",
+        "terminal stays until Ctrl-C. The pictures are always written as files, too.",
     )
     island_threshold: float = setting(
-        "pictures",
         0.8,
         "Two neighbouring columns belong to one island if the cosine of their vectors is at least "
         "this number.",
@@ -27,7 +25,6 @@ class PictureSettings:
         high=1.0,
     )
     island_loss: float | None = setting(
-        "pictures",
         None,
         "Find islands by merging (Ward's criterion) instead of by island_threshold: islands that "
         "touch merge, cheapest first, while a merge raises the sum of squared distances of unit "
@@ -37,16 +34,14 @@ class PictureSettings:
         usual=0.03,
     )
     images: str | None = setting(
-        "pictures",
         None,
         "For --mode=islands and explore: your own image file, a folder of images, or numbers of "
         "test images, from 0, as 3,10-12. None: the first test image of each of six classes, or in "
         "explore the whole test set. Islands are scored if a folder holds test/<folder>/x.jpg and "
         "the masks parts/test/<folder>/x.png or objects/test/<folder>/x.png: one channel, 0 "
-        "background, 1 to 254 the segments, 255 counts nowhere.",
+        "background, 1 to 254 the segments, 255 is ignored.",
     )
     video: bool = setting(
-        "pictures",
         False,
         "For --mode=islands: --images is a clip (GIF, MP4, or a folder of frames in the "
         "order of their names). The state is carried on from frame to frame, --iters iterations "
@@ -54,22 +49,19 @@ class PictureSettings:
         "scenes, whose islands are scored over space and time.",
     )
     figure_format: str = setting(
-        "pictures",
         "png",
-        "Format of pictures for papers, pdf or svg; they are written beside those as PNG.",
+        "Second format of pictures, pdf or svg for papers, written beside the PNG files.",
         choices=FIGURE_FORMATS,
     )
     figure_dpi: int = setting(
-        "pictures",
         150,
         "Resolution of PNG pictures, in dots per inch. The live view has its own.",
         low=10,
         high=1200,
     )
     logger: str = setting(
-        "pictures",
         "wandb",
-        "Where metrics go besides the CSV file, which is always written. wandb without an account "
-        "logs offline and says how to upload.",
+        "Where metrics go besides the CSV file, which is always written; csv and none: nowhere "
+        "else. wandb without an account logs offline and says how to upload.",
         choices=("wandb", "tensorboard", "csv", "none"),
     )

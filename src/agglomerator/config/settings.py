@@ -146,11 +146,20 @@ Settings.exp_name = property(
 )
 
 FIELDS = {option.name: option for option in dataclasses.fields(Settings)}
+GROUPS = {
+    group: tuple(option.name for option in dataclasses.fields(part))
+    for group, part in {
+        "What to do": RunSettings,
+        "Data": DataSettings,
+        "Model": ModelSettings,
+        "Training": TrainingSettings,
+        "Pictures and logs": PictureSettings,
+        "Machine": MachineSettings,
+    }.items()
+}
 
 # What a checkpoint says about the network and its input. Flags that the user gives come first.
-MODEL_SETTINGS = tuple(
-    name for name, option in FIELDS.items() if option.metadata["group"] == "model"
-)
+MODEL_SETTINGS = GROUPS["Model"]
 INPUT_SETTINGS = ("dataset", "image_size", "n_channels", "n_classes", "difficulty", "objects")
 SPLIT_SETTINGS = ("seed", "val_share")
 # What a checkpoint stores of the network, its input and its islands.

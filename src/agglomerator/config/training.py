@@ -9,9 +9,8 @@ from agglomerator.config.setting import setting
 class TrainingSettings:
     """The training."""
 
-    temperature: float = setting("training", 0.07, "Temperature of the contrastive loss.", above=0)
+    temperature: float = setting(0.07, "Temperature of the contrastive loss.", above=0)
     optimizer: str = setting(
-        "training",
         "adamw",
         "adamw (as published), or muon, which uses Muon for weight matrices and AdamW for all "
         "else. muon often learns more from the same number of batches; learning rates and weight "
@@ -19,20 +18,17 @@ class TrainingSettings:
         choices=("adamw", "muon"),
     )
     learning_rate: float = setting(
-        "training",
         0.05,
         "Peak learning rate of the one-cycle schedule. Unless you give it, that of ImageFolder "
         "follows from the batch.",
         low=0,
     )
     agreement: float = setting(
-        "training",
         0.0,
         "Weight of the loss that asks for islands in stage one. 0: no such loss, as published.",
         low=0,
     )
     agreement_cue: str = setting(
-        "training",
         "colour",
         "What that loss takes for parts and wholes. colour: below the top level patches of even "
         "colour, on the top level figures that differ from the background. composites: pieces of "
@@ -43,62 +39,52 @@ class TrainingSettings:
         choices=("colour", "composites", "islands"),
     )
     level_cosine: float = setting(
-        "training",
         0.0,
-        "Weight of a second loss of --pretraining=masked: one minus the mean cosine of what the "
-        "bottom-up net tells the top level and that level, and the same of what the top-down net "
-        "tells each other level, over all columns and images. Nothing in it keeps all vectors "
-        "from becoming equal. 0: no such loss.",
+        "Weight of a second loss of --pretraining=masked: one minus the mean cosine of the "
+        "bottom-up net's output and the top level, plus the same of the top-down net's output and "
+        "each lower level, over all columns and images. Nothing in it keeps all vectors from "
+        "becoming equal. 0: no such loss.",
         low=0,
     )
-    weight_decay: float = setting("training", 5e-4, "Weight decay of the optimizer.", low=0)
+    weight_decay: float = setting(5e-4, "Weight decay of the optimizer.", low=0)
     lr_speed: int = setting(
-        "training",
         2000,
         "Length of the one-cycle schedule, in epochs; if you give only max_epochs, it is "
         "max_epochs, as it is for ImageFolder. Afterwards the learning rate keeps its last value.",
         low=1,
     )
     max_epochs: int = setting(
-        "training",
         10000,
         "Number of epochs after which training ends. Unless you give it, that of ImageFolder "
         "follows from the number of images.",
         low=1,
     )
     supervised_epochs: int | None = setting(
-        "training",
         None,
         "Number of epochs of stage two, and the length of its schedule. None: as in stage one, for "
         "ImageFolder a fifth of it unless you give max_epochs.",
         low=1,
     )
     supervised_learning_rate: float | None = setting(
-        "training",
-        None,
-        "Peak learning rate of stage two. None: learning_rate.",
-        low=0,
+        None, "Peak learning rate of stage two. None: learning_rate.", low=0
     )
     classifier_start: str = setting(
-        "training",
         "class_means",
         "How the classifier of stage two is initialised, after stage one or for new classes. "
         "class_means: to predict the nearest class mean of the training images, with --prototypes "
-        "the nearest prototype. weights: those of the checkpoint, which "
-        "after stage one are random, as published.",
+        "the nearest prototype; --head=mean always does so. weights: those of the checkpoint, "
+        "random after stage one (as published) or for new classes.",
         choices=("class_means", "weights"),
     )
     accumulate: int = setting(
-        "training",
         1,
         "Number of batches whose gradients are added up before each step of the optimizer.",
         low=1,
     )
     compile: bool = setting(
-        "training", False, "Compile the network with TorchInductor. This needs a C++ compiler."
+        False, "Compile the network with TorchInductor. This needs a C++ compiler."
     )
     checkpoint_every: float = setting(
-        "training",
         10.0,
         "Minutes between two writes of last.ckpt within an epoch, for --resume_training. It is "
         "also written after every epoch, and when SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 stops the "
@@ -106,9 +92,8 @@ class TrainingSettings:
         "--signal).",
         low=0,
     )
-    validate_every: int = setting("training", 1, "Number of epochs between two validations.", low=1)
+    validate_every: int = setting(1, "Number of epochs between two validations.", low=1)
     monitor: str = setting(
-        "training",
         "val_acc",
         "Which validation figure chooses best.ckpt: the accuracy (highest) or the loss (lowest). "
         "Masked pre-training has only the loss.",

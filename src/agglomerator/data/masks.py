@@ -2,7 +2,7 @@
 
 The parts of an image DIR/test/<class>/x.jpg are DIR/parts/test/<class>/x.png, its objects
 DIR/objects/test/<class>/x.png; train and val alike. A mask is a PNG of one channel or a palette,
-of the size of the upright image: 0 background, 1 to 254 the segments; 255 counts nowhere. An image
+of the size of the upright image: 0 background, 1 to 254 the segments; 255 is ignored. An image
 may have both masks, one or none. Masks score islands. Nothing in training reads them.
 """
 
@@ -87,7 +87,7 @@ def read_mask(path, image, size):
     if mask.mode not in _MODES:
         raise UserError(
             f"{path}: a mask of mode {mask.mode}; save it with one channel of 8 bits: 0 "
-            "background, 1 to 254 the segments, 255 counts nowhere."
+            "background, 1 to 254 the segments, 255 is ignored."
         )
     upright = upright_size(image)
     if mask.size != upright:

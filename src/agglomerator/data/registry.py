@@ -39,7 +39,7 @@ class DataSetEntry:
         mean, std: of the channels on the scale 0 to 1, for normalisation.
         margin: images are kept this many times larger than image_size, and cropped: at random in
             training, in the middle otherwise.
-        erase: whether training applies Random Erasing after RandAugment.
+        erase: whether training applies Random Erasing after any augmentation.
         masks: function (settings, n) -> masks of n training images, for `data/masks.py`. None if
             there are none, or the data set is a folder of images.
         of_any_size: batch and length of a training follow from the number of its images, where the

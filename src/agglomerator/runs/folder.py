@@ -1,4 +1,4 @@
-"""The folder of a run, and the names of all files in it."""
+"""The folder of a run, and the names of its main files."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ class RunFolder:
     Attributes:
         path: of the folder.
         stage: "contrastive", "masked", "supervised" or "finetuned".
-        best, last: checkpoints: the best in validation, and that of the last epoch.
+        best, last: checkpoints: the best in validation, and the newest.
         flags: all settings of the training, a flagfile.
         record: what ran, by what and where, JSON.
         logs, metrics: folder of the loggers of a training, and its metrics as CSV.

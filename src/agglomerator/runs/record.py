@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero_only
 
-from agglomerator.config import FIELDS
+from agglomerator.config import FIELDS, GROUPS, LOSS_SETTINGS
 from agglomerator.runs.checkpoints import fingerprint
 from agglomerator.runs.resume import Stopped
 from agglomerator.util.errors import UserError
@@ -30,9 +30,8 @@ except ImportError:  # Windows: two runs of one name are not noticed there
 
 
 # The settings that decide the figures of a test or of freeze.
-DECISIVE = {n for n, option in FIELDS.items() if option.metadata["group"] in ("data", "model")}
-DECISIVE |= {"seed", "precision", "island_threshold", "island_loss", "temperature", "images"}
-DECISIVE |= {"agreement", "agreement_cue", "level_cosine"}
+DECISIVE = {*GROUPS["Data"], *GROUPS["Model"], *LOSS_SETTINGS}
+DECISIVE |= {"seed", "precision", "island_threshold", "island_loss", "images"}
 DECISIVE -= {"num_workers", "limit_val", "recompute"}
 
 _HELD = {}  # path of a lock -> its open file, for as long as this process lives

@@ -198,7 +198,7 @@ class MetricsWriter(ExperimentWriter):
     epoch so far), and with --agreement `train_agreement_step`. Every epoch has one row, that of its
     last step, with all figures of the epoch: `train_loss_epoch`, `train_acc` (stage two),
     `train_agreement_epoch`; where it was validated `val_loss`, `val_acc` and of each level k
-    `val_islands_{cosine,number,size,inside}_k` as in `islands/scores.py`; the weights of the
+    `val_islands_<score>_k`, the scores of `islands/scores.py`; the weights of the
     contributions `wl`, `wBU`, `wTD`, `wA`. Figures that a row does not have are empty.
     """
 

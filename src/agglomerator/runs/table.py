@@ -8,19 +8,15 @@ from datetime import datetime
 from pathlib import Path
 from statistics import fmean, stdev
 
-from agglomerator.config import FIELDS, MODEL_SETTINGS
+from agglomerator.config import FIELDS, GROUPS, MODEL_SETTINGS
 from agglomerator.data.registry import DATA_SETS
 from agglomerator.runs.folder import PREFIXES
 from agglomerator.util.terminal import say
 
-GROUPS = "data", "model", "training"  # of settings, that decide what a training makes
 NO_MATTER = {"dataset", "n_classes", "num_workers", "checkpoint_every", "recompute"}
 OF_MACHINE = "precision", "num_gpus", "num_nodes", "devices"  # which decide on it too
-COMPARED = [
-    name
-    for name, option in FIELDS.items()
-    if (option.metadata["group"] in GROUPS and name not in NO_MATTER) or name in OF_MACHINE
-]
+DECIDE = {*GROUPS["Data"], *GROUPS["Model"], *GROUPS["Training"], *OF_MACHINE} - NO_MATTER
+COMPARED = [name for name in FIELDS if name in DECIDE]
 OF_TEST = (*(name for name in MODEL_SETTINGS if name != "recompute"), "test_time_flip", "data_dir",
            "difficulty", "objects", "island_threshold", "island_loss")  # fmt: skip
 NAMES = "run", "stage", "dataset", "seed"
