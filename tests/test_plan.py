@@ -328,7 +328,7 @@ def test_a_rate_of_zero_is_one(trained, tmp_path, capsys):
     start = dict(data_dir=trained[0], load_checkpoint_dir=checkpoint(trained, stage=""))
     rates = dict(supervise=True, supervised_learning_rate=0.0, supervised_epochs=1)
     said, place = run(capsys, tmp_path, **start | rates)
-    assert "learning rate up to 0.0" in said
+    assert "; 1 epochs (--supervised_epochs), learning rate up to 0.0 (--supervised_l" in said
     with (place / "logs" / "supervised" / "metrics.csv").open(newline="") as file:
         logged = [row["learning_rate"] for row in csv.DictReader(file) if row["learning_rate"]]
     assert logged and set(map(float, logged)) == {0.0}

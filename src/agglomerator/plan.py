@@ -17,8 +17,8 @@ from agglomerator.util.terminal import say
 
 # Of a resumed training: what it takes from its checkpoint; what changes its course if it differs.
 KEPT = "learning_rate", "lr_speed", "weight_decay", "monitor"
-OF_TRAINING = ("seed", "val_share", "batch_size", "accumulate", "limit_train", "augmentation",
-            "temperature", "agreement", "agreement_cue", "level_cosine", "precision")  # fmt: skip
+OF_TRAINING = ("seed", "val_share", "batch_size", "accumulate", "limit_train", "precision",
+               "difficulty", "objects", *LOSS_SETTINGS)  # fmt: skip
 # Of the network, what leaves no trace in its weights.
 UNSEEN = "iters", "denoise_iter", "dropout", "consensus_self", "consensus_temperature"
 OF_CONFIGS = "iters", "consensus_temperature"  # of those, what configs of other networks set

@@ -94,7 +94,8 @@ def test_islands_of_test_images_and_of_own_ones(stage_one_checkpoint, tmp_path):
     small_run(tmp_path, *flags)
     folder = tmp_path / "drawn" / "islands"
     assert is_picture(folder / "test.png") and is_picture(folder / "test_iterations.png")
-    projection = (folder / "projection.npz").read_bytes()
+    (colours,) = folder.glob("projection_*.npz")  # of a network that was trained elsewhere
+    projection = colours.read_bytes()
 
     own = tmp_path / "own" / "deeper"
     own.mkdir(parents=True)
@@ -106,7 +107,13 @@ def test_islands_of_test_images_and_of_own_ones(stage_one_checkpoint, tmp_path):
     result = small_run(tmp_path, *flags, f"--images={own.parent}")
     names = "images.png", "images_iterations.png", "images_2.png", "images_2_iterations.png"
     assert all(is_picture(folder / name) and name in result.stdout for name in names)
-    assert (folder / "projection.npz").read_bytes() == projection
+    assert colours.read_bytes() == projection
+
+    content = torch.load(stage_one_checkpoint, weights_only=True)
+    content["state_dict"]["model.init_levels"] += 1
+    torch.save(content, tmp_path / "other.ckpt")
+    small_run(tmp_path, *flags[:2], f"--load_checkpoint_dir={tmp_path / 'other.ckpt'}")
+    assert len(list(folder.glob("projection_*.npz"))) == 2 and colours.read_bytes() == projection
 
 
 @pytest.mark.slow
@@ -185,6 +192,8 @@ def test_masks_beside_a_folder_score_islands_in_both_modes(
     own = small_run(tmp_path, *flags, "--exp_name=p", "--mode=islands", f"--images={photographs}")
     record = json.loads((tmp_path / "p/islands/islands.json").read_text())
     assert record["images"] == 4 and record["masks"] == {"parts": 4, "objects": 4}
+    assert record["masks_for_ari"] == {"parts": 4, "objects": 0}
+    assert "parts of 4, objects of 4 (ARI: of 0 with two segments or more);" in own.stdout
     assert record["threshold"] == 0.6 and record["checkpoint"] == str(stage_one_checkpoint)
     names = [row["of"] for row in record["rows"]]
     assert names[:2] == ["level 0", "level 1"] and "position alone, true number" in names
@@ -204,6 +213,19 @@ def test_masks_beside_a_folder_score_islands_in_both_modes(
     for found in (of_test["islands"], of_data):
         for one, other in zip(found["rows"], record["rows"], strict=True):
             assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_masks_of_other_numbers_and_beside_val(stage_one_checkpoint, photographs, tmp_path):
+    for folder in photographs, photographs / "parts", photographs / "objects":
+        (folder / "test").rename(folder / "val")
+    for path in (photographs / "objects/val/things").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)) * 255).save(path)
+    flags = "--dataset=ImageFolder", f"--data_dir={photographs}", "--normalization=digits"
+    flags = *flags, f"--load_checkpoint_dir={stage_one_checkpoint}", "--mode=islands"
+    said = small_run(tmp_path, *flags, "--exp_name=v").stdout
+    assert "objects: no mask has a segment, a value from 1 to 254 (255 is ignored)" in said
+    record = json.loads((tmp_path / "v/islands/islands.json").read_text())
+    assert record["images"] == 4 and record["masks"] == {"parts": 4, "objects": 0}
 
 
 def test_pictures_of_test_images_have_their_true_segments(photographs):
@@ -228,11 +250,16 @@ def test_a_mask_that_is_wrong_ends_the_run_with_its_name(
 ):
     path = photographs / "parts/test/things/2.png"
     Image.new("L", (9, 9)).save(path)
-    flags = f"--load_checkpoint_dir={stage_one_checkpoint}", "--mode=islands"
-    flags = *SMALL, f"--output_dir={tmp_path}", *flags, f"--images={photographs}"
-    said = run_main(*flags, ok=False).stderr
+    flags = *SMALL, f"--output_dir={tmp_path}", f"--load_checkpoint_dir={stage_one_checkpoint}"
+    said = run_main(*flags, "--mode=islands", f"--images={photographs}", ok=False).stderr
     image = photographs / "test/things/2.png"
     assert said == f"error: {path}: a mask of 9x9, but {image} has 24x20; save it so.\n"
+
+    as_data = "--dataset=ImageFolder", f"--data_dir={photographs}", "--normalization=digits"
+    said = run_main(*flags, *as_data, "--exp_name=t", "--mode=test", ok=False).stderr
+    assert said.startswith(f"error: {path}: a mask of 9x9")  # but what the test found is kept
+    record = json.loads((tmp_path / "t/test_contrastive.json").read_text())
+    assert record["images"] == 8 and (tmp_path / "t/predictions_contrastive.csv").is_file()
 
 
 def test_a_test_tells_what_position_explains_without_masks(stage_one_checkpoint, tmp_path):

@@ -82,6 +82,25 @@ def test_scores_of_each_image_and_level(arrays):
         assert scores["parts_ari"][image, level] == pytest.approx(ari)
 
 
+@pytest.mark.parametrize(
+    "mask, name, words",
+    [
+        (np.zeros((2, 8, 8), int), "part", "name them 'parts' or 'objects'"),
+        (np.zeros((1, 8, 8), int), "parts", "of shape (1, 8, 8); give (2, S, S)"),
+        (np.zeros((2, 8, 9), int), "parts", "of shape (2, 8, 9)"),
+        (np.zeros((8, 8), int), "objects", "of shape (8, 8)"),
+        (np.full((2, 8, 8), 256), "parts", "give integers, 0 for background"),
+        (np.full((2, 8, 8), -1), "parts", "give integers, 0 for background"),
+        (np.zeros((2, 8, 8)), "parts", "give integers, 0 for background"),
+    ],
+)
+def test_masks_of_another_kind_are_refused(arrays, mask, name, words):
+    model = load_checkpoint("pretrained:PhotoParts")
+    with pytest.raises(UserError) as error:
+        find_islands(model, arrays, masks={name: mask})
+    assert words in str(error.value) and f"masks['{name}']" in str(error.value)
+
+
 def test_cosines_with_a_column(islands):
     side = islands.side
     row, place = side - 1, 1

@@ -208,6 +208,20 @@ def test_going_on_from_before_the_end_keeps_what_was_later(tmp_path):
     assert last.read_bytes() == before and rows(folder, "contrastive") == all_rows
 
 
+@pytest.mark.slow
+def test_a_run_begun_on_an_apple_gpu_goes_on_here(tmp_path):
+    flags = "--exp_name=mps", "--limit_train=3", "--limit_val=1", "--lr_speed=2"
+    small_run(tmp_path / "whole", *flags, "--max_epochs=2")
+    small_run(tmp_path, *flags, "--max_epochs=1")
+    last = tmp_path / "mps" / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    for group in content["optimizer_states"][0]["param_groups"]:
+        group["fused"] = False  # which that device has not
+    torch.save(content, last)
+    small_run(tmp_path, *flags, "--max_epochs=2", "--resume_training")
+    assert same_weights(last, tmp_path / "whole" / "mps" / "checkpoints" / "last.ckpt")
+
+
 def test_weights_alone_are_refused_before_anything_is_moved(stage_one_checkpoint, tmp_path):
     folder = shutil.copytree(stage_one_checkpoint.parents[1], tmp_path / "small")
     whole = torch.load(stage_one_checkpoint, weights_only=True)

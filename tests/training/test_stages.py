@@ -9,6 +9,7 @@ from agglomerator import Agglomerator
 from agglomerator.config import Settings
 from agglomerator.data.module import ImageDataModule
 from agglomerator.training.module import LitAgglomerator, OneCycle
+from agglomerator.training.trainer import build_trainer
 
 
 @pytest.fixture
@@ -93,3 +94,28 @@ def test_the_schedule_of_a_resumed_training_ends_with_it(steps):
         after.step()
         assert after.get_last_lr() == pytest.approx(whole.get_last_lr())
     assert after.get_last_lr()[0] < 1e-4
+
+
+def test_the_last_step_of_an_epoch_takes_the_mean_gradient_too(tmp_path):
+    found = {}
+    for accumulate in 1, 2:
+        settings = Settings(
+            dataset="digits", image_size=16, conv_image_size=4, n_channels=1, patch_dim=8,
+            contr_dim=8, dropout=0, batch_size=32, learning_rate=0, weight_decay=0, max_epochs=1,
+            lr_speed=1, limit_train=3, limit_val=1, logger="none", output_dir=str(tmp_path),
+            accumulate=accumulate,
+        )  # fmt: skip
+        data = ImageDataModule(settings)
+        torch.manual_seed(0)
+        module = LitAgglomerator(Agglomerator(**dataclasses.asdict(settings)), settings, data)
+        gradients = found[accumulate] = []
+
+        class Gradients(pl.Callback):
+            def on_before_optimizer_step(self, trainer, module, optimizer, kept=gradients):
+                grads = (p.grad for p in module.parameters() if p.grad is not None)
+                kept.append(torch.cat([grad.flatten() for grad in grads]))
+
+        build_trainer(settings, True, [Gradients()]).fit(module, datamodule=data)
+    one, two, three = found[1]
+    torch.testing.assert_close(found[2][0], (one + two) / 2)
+    torch.testing.assert_close(found[2][1], three)

@@ -1,7 +1,7 @@
 import pytest
 
 from agglomerator.config import Settings
-from agglomerator.util.machine import devices_of, processes_here
+from agglomerator.util.machine import device_of, devices_of, processes_here
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,10 @@ def test_torchrun_says_how_many(monkeypatch):
         monkeypatch.setenv(name, value)
     settings = Settings(devices="2")
     assert processes_here(settings) == 4 and devices_of(settings) == (4, 2)
+
+
+def test_a_test_runs_on_the_first_of_the_listed_devices(monkeypatch):
+    assert device_of(Settings(devices="3,1")) == 1  # there is none here
+    monkeypatch.setattr("agglomerator.util.machine.count_gpus", lambda accelerator: 4)
+    found = [device_of(Settings(devices=each)) for each in ("3,1", "2,", "2", "auto", None)]
+    assert found == [[3], [2], 1, 1, 1]

@@ -44,6 +44,7 @@ def test(settings, given):
         embedding, rows = embed(trainer, module, data, learned)
         module.metrics.class_means.update(embedding, learned.dataset.labels[rows])
     _tell_limits(data, "test")
+    truth = masks.of_test(data)
     made = make_room(folder.of_test(), folder.path, settings, plan.start)
     trainer.test(module, datamodule=data, verbose=False)
     loss = trainer.callback_metrics["test_loss"]
@@ -53,27 +54,28 @@ def test(settings, given):
             f"{'' if settings.precision == '32-true' else '; use --precision=32-true'}."
         )
     record = report.record_of(module, name, float(loss)) | made
-    seed = plan.start.settings.get("seed")
-    record["islands"] = island_scores(trainer, module, record["images"], seed)
     paths = report.write_test(folder, record, data.classes)
     paths.append(write_predictions(folder.predictions, module))
+    seed = plan.start.settings.get("seed")
+    record["islands"] = island_scores(trainer, module, truth, record["images"], seed)
+    write_json(folder.test_record, record, indent=2)
     say("\n".join(report.lines_of(record)))
     paths += folder.test_pictures() if settings.plot_islands else []
     say("Written: " + ", ".join(map(str, paths)))
     say(f"Next: {report.command(settings, mode='freeze', load_checkpoint_dir=name)}")
 
 
-def island_scores(trainer, module, tested, seed=None):
+def island_scores(trainer, module, truth, tested, seed=None):
     """The scores of the islands of the test images. Where images have masks, only those are scored,
     against their masks and beside baselines.
 
     Args:
+        truth: `MaskedImages`, or None.
         tested: number of images tested.
         seed: of the training, for the untrained network; None for --seed.
     """
-    settings, data = module.settings, module.data
+    settings = module.settings
     found = settings.found_by
-    truth = masks.of_test(data)
     if truth is not None:
         device, seed = trainer.strategy.root_device, settings.seed if seed is None else seed
         prior = masks.of_training(settings)

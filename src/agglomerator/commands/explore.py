@@ -44,7 +44,7 @@ def explore(settings, given):
     settings, model = plan.settings, build_network(plan)
     backend = open_backend(os.environ.get(window.BACKEND, ""))
     tell_blindness(settings)
-    album = Album(plan.folder.islands, **settings.found_by)
+    album = Album(plan.folder.islands, **settings.found_by, projection=plan.folder.projection)
     gallery, output = Gallery(plan, model, album), sys.stdout
 
     def save(islands, column, t):

@@ -43,7 +43,7 @@ def islands(settings, given):
         draw_video(plan, model)
         return
     tell_blindness(settings)
-    album = Album(plan.folder.islands, **settings.found_by)
+    album = Album(plan.folder.islands, **settings.found_by, projection=plan.folder.projection)
     numbers = numbers_in(settings.images)
     if settings.images is None or numbers is not None:
         pages = _of_test(build_data(plan), numbers)
@@ -129,8 +129,12 @@ def _of_test(data, numbers=None):
     """
     data.check_test()
     rows = sample_rows(data.test, len(data.classes)) if numbers is None else rows_of(data, numbers)
-    for page in rows.split(ROWS):
-        yield page_of_test(data, page, numbers is not None)
+    pages = (page_of_test(data, page, numbers is not None) for page in rows.split(ROWS))
+    read = None
+    for read in filter(lambda page: len(page[0]), pages):
+        yield read
+    if read is None:
+        raise UserError("None of these test images can be read; see the lines above.")
 
 
 def page_of_test(data, rows, with_numbers=True):

@@ -20,6 +20,12 @@ from agglomerator.util.lettering import Figure
 from agglomerator.util.terminal import say
 
 
+def _flag_of(settings, name):
+    """The flag that decides a setting of the training, in brackets, if it is another than usual."""
+    flag = settings.flag_of(name)
+    return "" if flag == name else f" (--{flag})"
+
+
 def describe(module, trainer):
     """A line of what is about to be trained: images, parameters, device, epochs."""
     settings, data = module.settings, module.data
@@ -29,8 +35,9 @@ def describe(module, trainer):
         f"{settings.dataset}: {_part_of(seen['train'], len(data.train))} images to train on, "
         f"{_part_of(seen['val'], len(data.val))} to validate; "
         f"{sum(p.numel() for p in module.model.parameters()) / 1e6:.2f} M parameters; "
-        f"on {device} x {trainer.world_size}; {settings.max_epochs} epochs, learning rate up to "
-        f"{settings.learning_rate}"
+        f"on {device} x {trainer.world_size}; {settings.max_epochs} epochs"
+        f"{_flag_of(settings, 'max_epochs')}, learning rate up to {settings.learning_rate}"
+        f"{_flag_of(settings, 'learning_rate')}"
     )
 
 
@@ -245,7 +252,13 @@ def island_lines(record):
         found_by = f"by merges that lose at most {record['loss']:g} (a quarter on each lower level)"
     lines = [f"islands of {n_images} test images{' with masks' if known else ''}, {found_by}"]
     if known:
-        masks = ", ".join(f"{name} of {n}" for name, n in known.items())
+        several = record["masks_for_ari"]
+        masks = ", ".join(
+            f"{name} of {n} (ARI: of {several[name]} with two segments or more)"
+            if several[name] < n
+            else f"{name} of {n}"
+            for name, n in known.items()
+        )
         some = record["clustered"] < n_images
         first = f", of the first {record['clustered']} images" if some else ""
         lines.append(f"  masks: {masks}; ARI of the foreground, mean best intersection over union")

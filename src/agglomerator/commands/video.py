@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from agglomerator.data import registry
-from agglomerator.data.clips import read_frames, write_mp4
+from agglomerator.data.clips import FASTEST, read_frames, write_mp4
 from agglomerator.data.module import n_batches
 from agglomerator.data.sets.moving import draw_clip
 from agglomerator.data.sets.partwhole import PartWhole
@@ -167,5 +167,6 @@ def _animate(figures, paths, rate):
             figure.write(Path(folder) / f"{number:06d}", ("png",), figure.get_dpi())[0]
             for number, figure in enumerate(figures)
         ]
-        animate(pictures, paths["gif"], seconds=len(pictures) / rate, longest=1 / rate)
+        pause = 1 / min(rate, FASTEST)
+        animate(pictures, paths["gif"], seconds=len(pictures) * pause, longest=pause)
         write_mp4(pictures, paths["mp4"], rate)

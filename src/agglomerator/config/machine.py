@@ -19,7 +19,7 @@ class MachineSettings:
     devices: str | None = setting(
         None,
         "Number or list of devices, as Lightning takes them (auto, 2, '0,3'). It overrides "
-        "num_gpus. Test and freeze use one device.",
+        "num_gpus. Test and freeze use one device, the first of a list.",
     )
     strategy: str = setting(
         "auto", "How several processes share the training, by Lightning's names: auto, ddp, ..."

@@ -73,7 +73,7 @@ class ModelSettings:
     denoise_iter: int = setting(
         -1, "Number of the state that feeds the head: 0 is the initial state, -1 the last."
     )
-    dropout: float = setting(0.3, "Dropout rate in the contrastive head.", low=0, high=1)
+    dropout: float = setting(0.3, "Dropout rate in the head; --head=mean has none.", low=0, high=1)
     contr_dim: int = setting(
         512,
         "Length of the embedding of an image. With --head=mean it is patch_dim, whatever this is.",

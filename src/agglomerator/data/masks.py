@@ -146,18 +146,18 @@ def masks_of(paths, folder, size):
 
     Args:
         paths: of the B images.
-        folder: path that holds them in test/.
+        folder: path that holds them in test/, or in val/ if there is none.
         size: side of the masks that come out, S.
 
     Returns:
         A dictionary of (B, S, S) uint8 arrays, with the keys "parts", "objects" or one of them;
-        None if no masks lie beside the folder's test/.
+        None if no masks lie beside it.
     """
     if not folders.has_masks(folder):
         return None
     masks = {}
     for kind in MASKS:
-        _, found = _mask_paths(folder, kind, "test", paths)
+        _, found = _mask_paths(folder, kind, folders.tested_folder(folder), paths)
         if any(found):
             masks[kind] = MaskFiles(found, paths, size)[range(len(paths))]
     return masks
@@ -240,8 +240,8 @@ def of_test(data):
         rows = rows[:SCENES]
     else:
         folder = folders.folder_of(settings)
-        split = folders.splits_of(folder)["test"]
-        masks = masks_beside(folder, split, images.paths, registry.side_of(settings))
+        split, size = folders.tested_folder(folder), registry.side_of(settings)
+        masks = masks_beside(folder, split, images.paths, size)
     if not masks:
         return None
     found = MaskedImages(images, masks, rows, settings)
@@ -251,8 +251,8 @@ def of_test(data):
 
 
 def of_folder(settings):
-    """The images in the test/ of a folder that have masks, whatever their classes. The folder is
-    that of --images, or else that of the data set.
+    """The test images of a folder that have masks, whatever their classes. The folder is that of
+    --images, or else that of the data set.
 
     Returns:
         `MaskedImages`, or None if there are no masks.
@@ -263,16 +263,17 @@ def of_folder(settings):
     s, folder = settings, masked_folder(settings)
     if folder is None:
         return None
-    paths = folders.images_below(folder / "test")[0]
+    split = folders.tested_folder(folder)
+    paths = folders.images_below(folder / split)[0]
     size = s.image_size if s.images is not None else registry.side_of(s)
-    masks = masks_beside(folder, "test", paths, size)
+    masks = masks_beside(folder, split, paths, size)
     numbers = range(len(paths))
     images = ImageFiles(paths, numbers, paths, size, s.n_channels, s.skip_unreadable)
     return MaskedImages(images, masks, numbers, s) if masks else None
 
 
 def masked_folder(settings):
-    """The folder of `of_folder`, if it has a test/ and masks beside it; else None."""
+    """The folder of `of_folder`, if it has test images and masks beside them; else None."""
     if settings.images is not None:
         folder = Path(settings.images)
     elif registry.entry_of(settings).read is None:

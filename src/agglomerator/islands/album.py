@@ -13,11 +13,12 @@ class Album:
         folder: for the pictures. If it has no projection yet, and none was fitted, the states of
             the first picture make one.
         threshold, loss: as for `segment`.
+        projection: name of its file in the folder; each network has its own.
     """
 
-    def __init__(self, folder, threshold, loss=None):
+    def __init__(self, folder, threshold, loss=None, projection="projection.npz"):
         self.folder, self.threshold, self.loss = folder, threshold, loss
-        self.path = folder / "projection.npz"
+        self.path = folder / projection
         self.projection = None
 
     def open(self, states):

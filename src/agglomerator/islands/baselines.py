@@ -19,6 +19,7 @@ from agglomerator.islands.clusters import PositionShare
 from agglomerator.islands.scores import IslandScores
 from agglomerator.model.agglomerator import Agglomerator
 from agglomerator.util.errors import UserError
+from agglomerator.util.terminal import say
 
 BATCH = 100  # most images at a time; fewer where images or states are large
 MOST_NUMBERS, MOST_PIXELS = 2**24, 2**22  # of the states, and of the images, of a batch
@@ -48,8 +49,9 @@ def compare(model, truth, settings, device, training_masks=None, seed=42):
         seed: of the untrained network's weights, as at the start of the training.
 
     Returns:
-        A dictionary: `images`, how many were scored; `masks`, how many of them have each mask;
-        `clustered`, how many of them in clusters; `rows`, dictionaries with `of`, the name of what
+        A dictionary: `images`, how many were scored; `masks`, how many of them have a segment in
+        each mask, and `masks_for_ari`, how many have two or more, which an ARI needs; `clustered`,
+        how many of them in clusters; `rows`, dictionaries with `of`, the name of what
         is scored, the scores of `IslandScores`, and for vectors `position`, that of
         `PositionShare`.
 
@@ -75,10 +77,17 @@ def compare(model, truth, settings, device, training_masks=None, seed=42):
         n_images += len(images)
     if not n_images:
         raise UserError("None of the images that have masks can be read; see the lines above.")
+    for name in truth.masks:
+        if not segments.n_masks[name, 1]:
+            say(
+                f"{name}: no mask has a segment, a value from 1 to 254 (255 is ignored); save the "
+                "first segment as 1."
+            )
     rows = [row for name, vectors in of_vectors.items() for row in vectors.rows(name)]
     return {
         "images": n_images,
-        "masks": dict(segments.n_masks),
+        "masks": {name: segments.n_masks[name, 1] for name in truth.masks},
+        "masks_for_ari": {name: segments.n_masks[name, 2] for name in truth.masks},
         "clustered": min(n_images, clustered),
         "rows": rows + segments.rows(),
     }
@@ -154,7 +163,9 @@ class _Segments:
         """Take in images (B, C, H, W) uint8, and their masks."""
         with threadpool_limits(1):
             for name, mask in masks.items():
-                self.n_masks[name] += int((mask != NOWHERE).any((1, 2)).sum())
+                for one in mask:
+                    n_segments = int(((found := one.unique()) > 0).sum() - (found == NOWHERE).sum())
+                    self.n_masks.update((name, least) for least in (1, 2) if n_segments >= least)
                 for row, labels in self._of(images, mask, name):
                     self.scores[row].update(labels[:, None], {name: mask})
 

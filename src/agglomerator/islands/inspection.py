@@ -15,7 +15,7 @@ from agglomerator.data.preprocessing import Preprocessing, each_image
 from agglomerator.islands import figures
 from agglomerator.islands.agreement import draw_agreement
 from agglomerator.islands.projection import Projection
-from agglomerator.islands.scores import score_states
+from agglomerator.islands.scores import check_masks, score_states
 from agglomerator.islands.segments import Segmenter, segment
 from agglomerator.util.errors import UserError
 
@@ -46,9 +46,9 @@ def find_islands(
         images: an image, a list of B images, or a batch, as for `model.preprocess`: files, Pillow
             images, or uint8 values.
         names: B names for the figures; None for those of the files, or numbers.
-        masks: true segments of what the network sees of each image, its middle square: (B, H, W)
-            integers by the names "parts" or "objects", or both. 0 is background, 255 counts
-            nowhere.
+        masks: true segments of what the network sees of each image, its middle square: (B, S, S)
+            integers by the names "parts" or "objects", or both: 0 background, 1 to 254 segments,
+            255 is ignored.
         iters: iterations T; None for those of the network.
         threshold: least cosine of neighbours in an island; None for the setting of the network,
             island_threshold.
@@ -62,7 +62,7 @@ def find_islands(
 
     Raises:
         UserError: these are no images, or a file cannot be read, or the network does not tell how
-            its input is prepared, or its states are not finite.
+            its input is prepared, or its states are not finite, or the masks are no such masks.
     """
     settings = model.settings
     if hasattr(model, "preprocess"):
@@ -79,6 +79,7 @@ def find_islands(
         names = [_name(image, number) for number, image in enumerate(single)]
     if len(names) != len(single):
         raise UserError(f"find_islands: {len(names)} names for {len(single)} images.")
+    check_masks(masks or {}, len(single))
     batches = (single[i : i + BATCH] for i in range(0, len(single), BATCH))
     states = [finite(states_of(model, preprocess(batch), iters)) for batch in batches]
     if threshold is None and loss is None:

@@ -50,10 +50,11 @@ class IslandsView(Callback):
         stage: name of the stage, for file names.
         threshold, loss: as for `segment`.
         kinds, dpi: of the pictures of a test. Live ones are PNG of `DPI`.
+        album: other arguments of the `Album`.
     """
 
-    def __init__(self, folder, stage, threshold, kinds=("png",), dpi=DPI, loss=None):
-        self.album, self.stage = Album(folder, threshold, loss), stage
+    def __init__(self, folder, stage, threshold, kinds=("png",), dpi=DPI, **album):
+        self.album, self.stage = Album(folder, threshold, **album), stage
         self.of_test = kinds, dpi
         self.frames = folder / "frames" / stage
         self.samples = None

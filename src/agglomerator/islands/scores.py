@@ -16,11 +16,32 @@ from agglomerator.islands.segments import (
     to_pixels,
     total_variation,
 )
+from agglomerator.util.errors import UserError
 
 COLUMN_SCORES = "cosine", "total_variation", "number", "inside"
 MASK_SCORES = tuple(f"{mask}_{score}" for mask in MASKS for score in ("ari", "iou"))
 CLUSTER_SCORES = tuple(f"clustered_{score}" for score in MASK_SCORES)
 SCORES = *COLUMN_SCORES, *MASK_SCORES, *CLUSTER_SCORES
+
+
+def check_masks(masks, n_images):
+    """Raises UserError unless masks, arrays by name, are such as `against_mask` takes, square, one
+    for each of `n_images`."""
+    for name, mask in masks.items():
+        shape, values = tuple(np.shape(mask)), np.asarray(mask)
+        if name not in MASKS:
+            raise UserError(f"masks[{name!r}]: name them {' or '.join(map(repr, MASKS))}.")
+        if len(shape) != 3 or shape[0] != n_images or shape[1] != shape[2]:
+            raise UserError(
+                f"masks[{name!r}]: of shape {shape}; give ({n_images}, S, S), the middle square of "
+                "each image."
+            )
+        whole = values.dtype.kind in "bui"
+        if not whole or values.min(initial=0) < 0 or values.max(initial=0) > NOWHERE:
+            raise UserError(
+                f"masks[{name!r}]: give integers, 0 for background, 1 to 254 for segments, 255 for "
+                "pixels to ignore."
+            )
 
 
 def against_mask(labels, mask):

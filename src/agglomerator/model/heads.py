@@ -118,7 +118,7 @@ def start_from_means(head, means, scale):
     """
     first, _, last = head
     pairs = min(len(means), first.in_features // 2)
-    u, s, v = torch.linalg.svd(means.double().cpu(), full_matrices=False)
+    u, s, v = torch.linalg.svd(means.cpu().double(), full_matrices=False)
     gain = scale**0.5
     into, out = gain * v[:pairs], gain * u[:, :pairs] * s[:pairs]
     hidden = slice(0, 2 * pairs)

@@ -1,5 +1,7 @@
 """The folder of a run, and the names of its main files."""
 
+import hashlib
+from functools import cached_property
 from pathlib import Path
 
 from agglomerator.config.pictures import FIGURE_FORMATS
@@ -46,6 +48,18 @@ class RunFolder:
         self.confusion = self.path / f"confusion_{self.stage}"
         self.predictions = self.path / f"predictions_{self.stage}.csv"
         self.figure_kinds, self.figure_dpi = settings.figure_kinds, settings.figure_dpi
+        trains = settings.mode in ("train", "all")
+        self._looked_at = None if trains else settings.load_checkpoint_dir
+
+    @cached_property
+    def projection(self):
+        """Name of the file in `islands` that holds the colours of the pictures. A network that was
+        not trained in this folder has a file of its own."""
+        start = self._looked_at
+        if start is None or self.path.resolve() in Path(start).resolve().parents:
+            return "projection.npz"
+        told = Path(start).read_bytes() if Path(start).is_file() else start.encode()
+        return f"projection_{hashlib.sha256(told).hexdigest()[:8]}.npz"
 
     def features(self, split):
         """Paths of the embeddings, of the labels, and of what tells the images of a split."""

@@ -143,4 +143,5 @@ def pair_loss(vectors, colours, background, neighbours):
     else:  # colours that differ a little may be of one patch or of two: those pairs do not count
         is_clear = same_patch | (difference > OTHER_PATCH)
         weight = torch.stack([is_clear] * below_top + [torch.ones_like(is_clear)]).to(vectors[0])
-    return cross_entropy(vectors, target, weight)
+    vectors = [x.flatten(0, 1) for x in vectors]
+    return cross_entropy(vectors, target.flatten(0, 1), weight.flatten(0, 1))

@@ -11,7 +11,7 @@ from agglomerator.data.transforms import send
 from agglomerator.model.heads import start_from_means
 from agglomerator.training.metrics import Predictions, RunMetrics
 from agglomerator.training.objectives import Contrast, Reconstruction
-from agglomerator.training.optim import Muon
+from agglomerator.training.optim import Muon, can_fuse
 from agglomerator.util.distributed import gather
 from agglomerator.util.precision import upcast, without_autocast
 from agglomerator.util.random import seeded_generator
@@ -103,7 +103,15 @@ class LitAgglomerator(LightningModule):
             accuracy(logits, labels)
             self.log("train_acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
         self._log_step("train_loss", loss)
-        return loss
+        share = self._share_in_step(batch_idx)
+        return loss if share == 1 else loss * share
+
+    def _share_in_step(self, batch_idx):
+        """The weight of a batch's loss. Lightning divides by `accumulate`, also in the last step of
+        an epoch, which may have fewer batches."""
+        batches, several = self.trainer.num_training_batches, self.settings.accumulate
+        left = batches % several
+        return several / left if left and batch_idx >= batches - left else 1
 
     def _log_step(self, name, value):
         """Log the mean over processes of a scalar, for this step and over the epoch."""
@@ -226,8 +234,13 @@ class LitAgglomerator(LightningModule):
         checkpoint["epoch_so_far"] = [gather(getattr(*sum)[None]).cpu() for sum in sums]
 
     def on_load_checkpoint(self, checkpoint):
-        """Take over the teacher, and the sums of an interrupted epoch."""
+        """Take over the teacher, and the sums of an interrupted epoch; have the optimizer work as
+        this device can."""
         self.began_from = checkpoint.get("began_from")
+        fused = can_fuse(self.trainer.strategy.root_device)
+        for optimizer in checkpoint.get("optimizer_states", ()):
+            for group in optimizer["param_groups"]:
+                group["fused"] = fused
         if self.contrast.teacher is not None:
             if "teacher" not in checkpoint:
                 raise ValueError("the teacher is missing")
@@ -310,7 +323,7 @@ class LitAgglomerator(LightningModule):
         options = {
             "lr": s.learning_rate,
             "weight_decay": s.weight_decay,
-            "fused": self.device.type != "mps",
+            "fused": can_fuse(self.device),
         }
         if s.optimizer == "muon":
             return Muon(self.model, **options)

@@ -54,7 +54,7 @@ class Contrast:
         n_views = s.n_views if training else 2
         labels = labels.repeat(n_views)
         if s.composes:
-            own = not training or epoch >= min(s.lr_speed, s.max_epochs) / 3
+            own = not training or epoch >= s.lr_speed / 3
             embedding, apart = self._composites(images, generator, own)
             loss = self._loss(embedding, labels, training)
         else:

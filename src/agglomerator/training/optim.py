@@ -10,6 +10,11 @@ PADDING = 3.0  # a batch of matrices has at most so many numbers for each that i
 QUINTIC = 3.4445, -4.7750, 2.0315  # of the polynomial that brings singular values near 1
 
 
+def can_fuse(device):
+    """Whether AdamW moves all weights on a device by one operation."""
+    return device.type != "mps"
+
+
 class Muon(torch.optim.AdamW):
     """Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks") for the
     weights of linear maps and convolutions, AdamW for all other parameters.

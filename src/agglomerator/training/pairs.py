@@ -14,7 +14,7 @@ BOUNDARY = 2.0  # weight of neighbours that are to differ: if one pair agrees, t
 
 def unit_maps(states):
     """States (B, n, K, d) -> unit vectors (K, B, d, S, S)."""
-    vectors = F.normalize(upcast(states), dim=-1).permute(2, 0, 3, 1)
+    vectors = F.normalize(upcast(states), dim=-1).permute(2, 0, 3, 1).contiguous()
     side = math.isqrt(vectors.shape[-1])
     return vectors.unflatten(3, (side, side))
 

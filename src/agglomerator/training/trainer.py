@@ -28,7 +28,7 @@ from agglomerator.runs.folder import RunFolder
 from agglomerator.runs.resume import AtomicCheckpointIO, MetricsLogger
 from agglomerator.training.finite import StopUnlessFinite
 from agglomerator.util.errors import UserError
-from agglomerator.util.machine import devices_of, processes_here
+from agglomerator.util.machine import device_of, devices_of, processes_here
 from agglomerator.util.terminal import say
 
 LAUNCHERS = TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment
@@ -59,7 +59,7 @@ def build_trainer(settings, training, callbacks=(), logs=True):
         trainer = pl.Trainer(
             accelerator=s.accelerator,
             # Every test image counts once and features keep their order on one device.
-            devices=devices if training else 1,
+            devices=devices if training else device_of(s),
             num_nodes=num_nodes if training else 1,
             strategy=strategy_of(s) if training else "auto",
             precision=PLAIN if s.precision == TF32 else s.precision,
@@ -98,8 +98,9 @@ def callbacks_of(settings, training, terminal, others):
     if training:
         callbacks[:0] = Pace(s.batch_size), StopUnlessFinite()
     if s.plot_islands and s.mode != "freeze":
-        pictures = {"kinds": s.figure_kinds, "dpi": s.figure_dpi}
-        callbacks.append(IslandsView(RunFolder(s).islands, s.stage, **s.found_by, **pictures))
+        folder = RunFolder(s)
+        pictures = {"kinds": s.figure_kinds, "dpi": s.figure_dpi, "projection": folder.projection}
+        callbacks.append(IslandsView(folder.islands, s.stage, **s.found_by, **pictures))
     return callbacks
 
 

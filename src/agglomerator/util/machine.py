@@ -36,6 +36,13 @@ def devices_of(settings):
     return s.num_gpus if gpus else 1, s.num_nodes
 
 
+def device_of(settings):
+    """The one device of what does not train, as Lightning takes it: the first GPU that --devices
+    lists, else any."""
+    first, comma, _ = str(settings.devices).partition(",")
+    return [int(first)] if comma and count_gpus(settings.accelerator) else 1
+
+
 def processes_here(settings):
     """How many processes of a run share this machine: one per device in training, else one."""
     if settings.mode not in ("train", "all"):

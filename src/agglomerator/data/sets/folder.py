@@ -84,9 +84,15 @@ def splits_of(folder, tested=True):
     return {"train": "train"} | {name: name for name in sorted(has)}
 
 
-def has_masks(folder, split="test"):
-    """Whether a folder has images in `split`/ and a folder of masks for them (`data/masks.py`)."""
-    kinds = "parts", "objects"
+def tested_folder(folder):
+    """Name of the folder of the test images below a data set's: "val" if there is no test/."""
+    return splits_of(Path(folder), tested=False).get("test", "test")
+
+
+def has_masks(folder, split=None):
+    """Whether a folder has images in `split`/ and a folder of masks for them (`data/masks.py`);
+    None for the split of the test images."""
+    kinds, split = ("parts", "objects"), split or tested_folder(folder)
     places = (os.path.join(folder, kind, split) for kind in kinds)
     return os.path.isdir(os.path.join(folder, split)) and any(map(os.path.isdir, places))
 
@@ -157,7 +163,7 @@ def files_of_images(settings):
     if not path.exists():
         raise UserError(f"--images={path}: there is no such file or folder; check the path.")
     masked = has_masks(path)
-    within = path / "test" if masked else path
+    within = path / tested_folder(path) if masked else path
     paths, others = ([str(path)], Counter()) if path.is_file() else images_below(within)
     if not paths:
         raise UserError(f"--images={path}: there is no image in it{_no_images(others)}.")
@@ -180,7 +186,8 @@ def pages_of_files(settings, rows=8):
     files = files_of_images(settings)
     numbers, path = list(range(len(files))), Path(settings.images)
     if has_masks(path) and len(files) > rows:
-        say(f"--images={path}: {rows} of the {len(files)} images in test/ are drawn.")
+        within = tested_folder(path)
+        say(f"--images={path}: {rows} of the {len(files)} images in {within}/ are drawn.")
         numbers = [i * len(files) // rows for i in range(rows)]
     none_read = True
     for start in range(0, len(numbers), rows):
