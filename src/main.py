@@ -23,7 +23,7 @@ def main(parsed):
     window.leave_backend_to_window()
     try:
         # PyTorch takes seconds to import: --help and wrong flags do not wait for it.
-        from agglomerator.commands.run import run
+        from agglomerator.commands.dispatch import run
         from agglomerator.util import distributed
 
         run(*parsed)

@@ -151,7 +151,7 @@ def run_words(*words):
 
 def run_here(**flags):
     """The program's work in this process, which saves its start: settings as a user gives them."""
-    from agglomerator.commands.run import run
+    from agglomerator.commands.dispatch import run
     from agglomerator.config import Settings
 
     run(Settings(**flags), set(flags))

@@ -24,7 +24,7 @@ from conftest import ROOT, SMALL, contents, run_main, weights
 from PIL import Image
 
 from agglomerator import cli
-from agglomerator.commands import run
+from agglomerator.commands import dispatch
 from agglomerator.config import FIELDS, INPUT_SETTINGS, MODEL_SETTINGS, Settings
 from agglomerator.data import registry
 from agglomerator.data.decode import read_image
@@ -135,7 +135,7 @@ def trained(tmp_path_factory):
         logger="none",
         accelerator="cpu",
     )
-    return settings, run.train(settings, {"dataset"})
+    return settings, dispatch.train(settings, {"dataset"})
 
 
 def use(path):
@@ -251,7 +251,7 @@ def test_weights_that_are_not_finite_are_used_for_nothing(trained, tmp_path, mod
     s = settings.replace(load_checkpoint_dir=str(hostile), output_dir=str(tmp_path / "out"))
     for resume in (False, True) if mode == "train" else (False,):
         with pytest.raises(UserError, match="top_down.net.2.bias.*not finite"):
-            getattr(run, mode)(s.replace(resume_training=resume, max_epochs=2), {"dataset"})
+            getattr(dispatch, mode)(s.replace(resume_training=resume, max_epochs=2), {"dataset"})
     assert not (tmp_path / "out").exists()
 
 
@@ -262,7 +262,7 @@ def test_results_that_are_not_finite_are_no_figures(trained, tmp_path):
     content["state_dict"]["model.image_to_tokens.0.block.1.running_var"].fill_(-1.0)
     torch.save(content, tmp_path / "x.ckpt")
     s = settings.replace(load_checkpoint_dir=str(tmp_path / "x.ckpt"), output_dir=str(tmp_path))
-    for command in (run.test, run.islands, run.freeze):
+    for command in (dispatch.test, dispatch.islands, dispatch.freeze):
         with pytest.raises(UserError, match="not finite"):
             command(s.replace(mode=command.__name__), {"dataset"})
     ends = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
@@ -313,7 +313,7 @@ def test_going_on_from_values_of_other_kinds(trained, tmp_path):
         at = draw.choice(by_part[draw.choice(sorted(by_part))])
         value = draw.choice([*NUMBERS, *TENSORS[:5], REMOVED])
         torch.save(changed(whole, at, value), hostile)
-        succeeded = attempt(run.train, going_on, {"dataset"})
+        succeeded = attempt(dispatch.train, going_on, {"dataset"})
         if at[0] in ("hparams_name", "began_from"):  # notes, by which nothing is computed
             assert succeeded, (at, value)
         elif at[0] in ("pytorch-lightning_version", "epoch_so_far"):

@@ -12,7 +12,7 @@ from types import NoneType
 from absl import flags
 
 from agglomerator.config import FIELDS, GROUPS, Settings, value_types
-from agglomerator.config.defaults import derive
+from agglomerator.config.derived import derive
 from agglomerator.util.errors import UserError
 from agglomerator.util.terminal import say
 

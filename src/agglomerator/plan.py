@@ -177,11 +177,6 @@ def _began_from(path, start):
         return False  # another process has found so, and moved it
 
 
-def settings_of_test(settings, checkpoint):
-    """The settings of `--mode=all` for the test of a checkpoint, with a picture of its islands."""
-    return settings.replace(plot_islands=True, load_checkpoint_dir=str(checkpoint))
-
-
 def _as_trained(settings, start, use):
     """The settings with the stage of the checkpoint, where it names it."""
     if use == "islands":

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT / "src"))
 from agglomerator import Agglomerator, cli  # noqa: E402
 from agglomerator.data.images import ImageFiles  # noqa: E402
 from agglomerator.data.registry import side_of  # noqa: E402
-from agglomerator.training.losses import supervised_contrastive_loss  # noqa: E402
+from agglomerator.training.losses.contrastive import supervised_contrastive_loss  # noqa: E402
 
 FILES, SIZE, CORES = 128, (500, 375), 16
 

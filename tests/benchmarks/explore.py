@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from agglomerator import find_islands, load_checkpoint
 from agglomerator.islands.explorer import Explorer
-from agglomerator.util.lettering import Figure
+from agglomerator.util.figure import Figure
 
 TIMES = 20
 KEYS = {"islands": "-+", "iteration": ("down", "up"), "image": ("right", "left")}

@@ -46,7 +46,7 @@ import oracle  # noqa: E402
 
 from agglomerator import Agglomerator  # noqa: E402
 from agglomerator.model.agglomerator import State  # noqa: E402
-from agglomerator.training.losses import supervised_contrastive_loss  # noqa: E402
+from agglomerator.training.losses.contrastive import supervised_contrastive_loss  # noqa: E402
 from agglomerator.util.machine import keep_freed_memory  # noqa: E402
 
 PAPER = {"patch_size": 1, "patch_dim": 128, "levels": 2}

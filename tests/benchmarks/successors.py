@@ -55,7 +55,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 
 from agglomerator import cli  # noqa: E402
-from agglomerator.commands.run import run  # noqa: E402
+from agglomerator.commands.dispatch import run  # noqa: E402
 from agglomerator.data.module import ImageDataModule  # noqa: E402
 
 PROBE = 12  # batches that tell the pace

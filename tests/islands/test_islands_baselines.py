@@ -18,8 +18,8 @@ from agglomerator.islands.baselines import (
     most_common,
     superpixels,
 )
-from agglomerator.islands.clusters import PositionShare, cluster
-from agglomerator.islands.scores import against_mask, numbers_of_segments
+from agglomerator.islands.clusters import cluster
+from agglomerator.islands.scores import PositionShare, against_mask, numbers_of_segments
 from agglomerator.islands.segments import segment
 from agglomerator.util.errors import UserError
 

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score
 
-from agglomerator.islands.clusters import PositionShare, average_linkage, cluster, cut
+from agglomerator.islands.clusters import average_linkage, cluster, cut
+from agglomerator.islands.scores import PositionShare
 
 
 @pytest.mark.parametrize("n, d", [(9, 2), (64, 8)])

@@ -18,7 +18,7 @@ from agglomerator import find_islands, load_checkpoint
 from agglomerator.islands.explorer import Explorer
 from agglomerator.islands.segments import segment
 from agglomerator.util.errors import UserError
-from agglomerator.util.lettering import Figure
+from agglomerator.util.figure import Figure
 
 
 def draw(seed):

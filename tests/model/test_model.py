@@ -10,7 +10,7 @@ from agglomerator.config import Settings
 from agglomerator.model.agglomerator import State
 from agglomerator.model.attention import ConsensusAttention
 from agglomerator.model.columns import ColumnNet
-from agglomerator.training.losses import supervised_contrastive_loss
+from agglomerator.training.losses.contrastive import supervised_contrastive_loss
 from agglomerator.util.errors import UserError
 
 REFERENCES = sorted((Path(__file__).parents[1] / "reference").glob("*.pt"))

@@ -11,7 +11,7 @@ from agglomerator.config import Settings
 from agglomerator.model.agreement_attention import AgreementAttention
 from agglomerator.model.heads import WindowSum
 from agglomerator.model.masked import MaskedPatches
-from agglomerator.training.masked import hidden_pixel_loss, level_cosine_loss
+from agglomerator.training.losses.masked import hidden_pixel_loss, level_cosine_loss
 from agglomerator.util.errors import UserError
 from agglomerator.util.random import seeded_generator
 

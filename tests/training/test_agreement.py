@@ -6,7 +6,7 @@ from scipy import ndimage
 from agglomerator.data.sets.partwhole import draw_scene
 from agglomerator.islands.scores import against_mask
 from agglomerator.islands.segments import count, segment
-from agglomerator.training.agreement import agreement_loss, border_background, mean_shift
+from agglomerator.training.losses.colour import agreement_loss, border_background, mean_shift
 
 RED, BLUE = torch.tensor([0.9, 0.1, 0.1]), torch.tensor([0.1, 0.2, 0.8])
 

@@ -20,7 +20,7 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from agglomerator import Agglomerator
 from agglomerator.config import Settings
 from agglomerator.data.module import ImageDataModule
-from agglomerator.training.masked import hidden_pixel_loss, level_cosine_loss
+from agglomerator.training.losses.masked import hidden_pixel_loss, level_cosine_loss
 from agglomerator.training.module import LitAgglomerator
 from agglomerator.training.trainer import build_trainer, quiet_libraries
 from agglomerator.util import distributed

@@ -6,7 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from agglomerator.training.losses import prototype_loss, supervised_contrastive_loss
+from agglomerator.training.losses.contrastive import prototype_loss, supervised_contrastive_loss
 
 
 def batch(labels, width=7, seed=0):

@@ -5,8 +5,8 @@ from conftest import SMALL, rows, run_main, same_weights, small_run, weights
 
 from agglomerator import Agglomerator
 from agglomerator.data.crops import labelled_views
-from agglomerator.training.pairs import unit_maps
-from agglomerator.training.pieces import composite_loss, piece_loss
+from agglomerator.training.losses.pairs import unit_maps
+from agglomerator.training.losses.pieces import composite_loss, piece_loss
 from agglomerator.training.teacher import ON_TOP, Teacher
 
 SIDE = 8

@@ -5,7 +5,7 @@ from agglomerator.commands.report import how_to_go_on
 from agglomerator.commands.train import done_before, train
 from agglomerator.data import registry
 from agglomerator.length import complete_from_images
-from agglomerator.plan import complete_from_checkpoint, settings_of_test, stage_one, stage_two
+from agglomerator.plan import complete_from_checkpoint, stage_one, stage_two
 from agglomerator.runs.checkpoints import read
 from agglomerator.runs.resume import Stopped
 from agglomerator.util import distributed
@@ -34,4 +34,4 @@ def run_all(settings, given):
         raise
     distributed.leave_process_group()
     say("Test")
-    test(settings_of_test(settings, best), given)
+    test(settings.replace(plot_islands=True, load_checkpoint_dir=str(best)), given)

@@ -27,7 +27,7 @@ from agglomerator.islands.explorer import Explorer
 from agglomerator.plan import resolve
 from agglomerator.runs.resume import SIGNALS
 from agglomerator.util.errors import UserError
-from agglomerator.util.lettering import Figure
+from agglomerator.util.figure import Figure
 from agglomerator.util.terminal import say
 
 PAGE = "webagg"

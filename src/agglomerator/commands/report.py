@@ -15,8 +15,8 @@ from agglomerator.data.masks import MASKS
 from agglomerator.hierarchy.scores import mistakes
 from agglomerator.plan import stage_one
 from agglomerator.runs.folder import RunFolder
+from agglomerator.util.figure import Figure
 from agglomerator.util.files import write_json, written_whole
-from agglomerator.util.lettering import Figure
 from agglomerator.util.terminal import say
 
 

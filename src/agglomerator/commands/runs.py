@@ -1,13 +1,12 @@
 """`--mode=runs`: all runs of --output_dir in one table."""
 
-import csv
 from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero_only
 
 from agglomerator.runs.table import NAMES, figures_of, over_seeds, runs_of
 from agglomerator.util.errors import UserError
-from agglomerator.util.files import written_whole
+from agglomerator.util.files import write_rows
 from agglomerator.util.terminal import aligned, say
 
 SHOWN = "minutes", "val_acc", "test_error"  # of the figures, and the scores of islands
@@ -27,7 +26,7 @@ def runs(settings, given):
     figures = [name for name in figures_of(rows) if name in SHOWN or name[-1].isdigit()]
     paths = [folder / "runs.csv", folder / "runs_over_seeds.csv"]
     for path, table in zip(paths, (rows, means), strict=True):
-        _write(path, table)
+        write_rows(path, table)
     say("\n".join(aligned(_texts(rows, [*NAMES, *differing, *figures]))))
     several = [row for row in means if row["n"] > 1]
     if several:
@@ -36,14 +35,6 @@ def runs(settings, given):
         names = ["stage", "dataset", "seeds", *differing, *figures]
         say("\n".join(aligned(_texts(spread, names))))
     say("Written: " + ", ".join(map(str, paths)))
-
-
-def _write(path, rows):
-    names = dict.fromkeys(name for row in rows for name in row)
-    with written_whole(path) as file:
-        table = csv.DictWriter(file, names)
-        table.writeheader()
-        table.writerows(rows)
 
 
 def _texts(rows, names):

@@ -213,12 +213,8 @@ def check_strategy(settings):
 
 def patch_sizes(settings):
     """The patch sizes that make more than one column: the norm over a single one is 0."""
-    return divisors(settings.conv_image_size)[:-1]
-
-
-def divisors(number):
-    """All divisors of a positive integer, ascending."""
-    return [d for d in range(1, number + 1) if number % d == 0]
+    side = settings.conv_image_size
+    return [size for size in range(1, side) if side % size == 0]
 
 
 def _join(numbers):

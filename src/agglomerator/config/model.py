@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from agglomerator.config.setting import setting
+from agglomerator.config.field import setting
 
 
 @dataclass(frozen=True)

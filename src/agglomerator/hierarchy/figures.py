@@ -12,8 +12,8 @@ from torchvision.transforms.v2.functional import resize
 from agglomerator.hierarchy.marks import GRAY, Marks
 from agglomerator.hierarchy.points import Points
 from agglomerator.hierarchy.scores import ClassTree
+from agglomerator.util.figure import Figure
 from agglomerator.util.files import write_json
-from agglomerator.util.lettering import Figure
 from agglomerator.util.terminal import escaped
 
 THUMBNAIL = 64  # pixels, greatest side
@@ -208,7 +208,7 @@ def write(folder, record, figures):
     write_json(paths[0], record)
     for name, figure in figures.items():
         kinds = tuple(dict.fromkeys(("png", "pdf", *folder.figure_kinds)))
-        paths += figure.write(folder.figure(name), kinds, folder.figure_dpi)
+        paths += figure.write(folder.path / name, kinds, folder.figure_dpi)
     return paths
 
 

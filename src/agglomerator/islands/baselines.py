@@ -15,8 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from agglomerator.data.masks import NOWHERE
-from agglomerator.islands.clusters import PositionShare
-from agglomerator.islands.scores import IslandScores
+from agglomerator.islands.scores import IslandScores, PositionShare
 from agglomerator.model.agglomerator import Agglomerator
 from agglomerator.util.errors import UserError
 from agglomerator.util.terminal import say

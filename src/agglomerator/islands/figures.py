@@ -15,8 +15,8 @@ from agglomerator.islands.panels import (
     show_mask,
     show_outlines,
 )
+from agglomerator.util.figure import Figure, as_drawn
 from agglomerator.util.files import written_whole
-from agglomerator.util.lettering import Figure, as_drawn
 
 MOST_PANELS = 8  # levels or iterations in a row
 WIDTH = 9.0  # inches: greatest width of a figure

@@ -3,7 +3,7 @@
 import numpy as np
 
 from agglomerator.islands.panels import show_image
-from agglomerator.util.lettering import Figure, as_drawn
+from agglomerator.util.figure import Figure, as_drawn
 
 PANEL = 1.5  # inches, of a panel
 GRAY = 128  # of hidden patches

@@ -1,9 +1,10 @@
-"""Scores of islands: how many there are, how large they are, how well they fit true segments."""
+"""Scores of islands: number, size, fit to true segments, and what position alone explains."""
 
 import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torchmetrics import Metric
 
 from agglomerator.data.masks import MASKS, NOWHERE
@@ -17,6 +18,7 @@ from agglomerator.islands.segments import (
     total_variation,
 )
 from agglomerator.util.errors import UserError
+from agglomerator.util.precision import upcast
 
 COLUMN_SCORES = "cosine", "total_variation", "number", "inside"
 MASK_SCORES = tuple(f"{mask}_{score}" for mask in MASKS for score in ("ari", "iou"))
@@ -222,3 +224,43 @@ class IslandScores(Metric):
                 level["size"] = self.columns / level["number"]
             levels.append(level)
         return levels
+
+
+class PositionShare:
+    """The share of the variance of unit vectors that their place in the image explains, by level.
+
+    It is the variance over places of the mean over images, divided by the variance over places and
+    images. 1: all images have the same levels. 0: a place tells nothing. Of N images whose vectors
+    are drawn at random it is 1/N.
+
+    Example:
+        >>> import torch
+        >>> share = PositionShare()
+        >>> share.update(torch.eye(4)[None, :, None].expand(3, -1, -1, -1))
+        >>> share.compute()
+        [1.0]
+    """
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        self.sums, self.squares, self.images = 0, 0, 0
+
+    def update(self, states):
+        """Take in the states (B, n, K, d) of a batch. The sums stay on their device."""
+        unit = F.normalize(upcast(states.detach()), dim=-1)
+        # Levels that hardly vary need it; Apple's GPUs do not have it.
+        exact = torch.float32 if unit.device.type == "mps" else torch.float64
+        self.sums = self.sums + unit.sum(0, dtype=exact)  # (n, K, d)
+        self.squares = self.squares + unit.square().sum((0, 1, 3), dtype=exact)  # (K,)
+        self.images += len(states)
+
+    def compute(self):
+        """A list with a number for each level; NaN where all vectors are equal."""
+        at_place = self.sums.cpu().double() / self.images
+        squares = self.squares.cpu().double() / (self.images * len(at_place))
+        middle = at_place.mean(0).square().sum(-1)
+        between = at_place.square().sum(-1).mean(0) - middle
+        whole = squares - middle
+        return (between / whole).where(whole > 1e-9, torch.nan).tolist()

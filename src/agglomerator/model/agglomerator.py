@@ -3,7 +3,7 @@
 Garau, Bisagno, Sambugaro, Conci, "Interpretable part-whole hierarchies and conceptual-semantic
 relationships in neural networks", CVPR 2022, arXiv 2203.03282; Hinton, "How to represent part-whole
 hierarchies in a neural network", arXiv 2102.12627. Read the parts in the order of the data:
-tokenizer.py, columns.py, attention.py (local_attention.py), the loop here, heads.py.
+tokenizer.py, columns.py, attention.py (tiles.py), the loop here, heads.py.
 
 Shapes: B images, G cells on a side of the tokenizer's grid, p cells on a side of a patch,
 S = G / p columns on a side, n = S * S columns (row-major), K levels of width d, T iterations.

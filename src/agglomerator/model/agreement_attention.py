@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from agglomerator.model.attention import distances
-from agglomerator.model.local_attention import Tiles
+from agglomerator.model.tiles import Tiles
 from agglomerator.util.precision import upcast, without_autocast
 
 RADIUS = 3  # columns that see each other, as far as this on the grid

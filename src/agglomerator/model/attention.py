@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from agglomerator.model.local_attention import Tiles
+from agglomerator.model.tiles import Tiles
 from agglomerator.util.precision import upcast, without_autocast
 
 SELF_SCORE = -5e-4

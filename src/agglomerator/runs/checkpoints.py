@@ -1,7 +1,18 @@
 """Checkpoints, this project's and the published ones, read without running what they carry.
 
-A checkpoint of this project is Lightning's, with the settings under `hyper_parameters`. A published
-one (Lightning 1.5, torch 1.10) holds the same tensors by the same names, and beside them pickled
+A checkpoint of this project is Lightning's, written by `LastCheckpoint` and
+`BestCheckpoint` in `resume.py`:
+
+- `state_dict`: the weights, by the names that published checkpoints have;
+- `hyper_parameters`: all settings, `stage`, and `class_names`, `split_seed`, `training_images`;
+- `epoch`, `global_step`, `epochs_done`, `loops`, `optimizer_states`, `lr_schedulers`, `callbacks`:
+  where the training stands;
+- `epoch_so_far`: the sums of an interrupted epoch, for each process;
+- `began_from`: `fingerprint` of the weights that the training began from, or None;
+- `teacher`: weights of the network that teaches, with --agreement_cue=islands.
+
+What is beyond Lightning's is added in `training/module.py` (`on_save_checkpoint`). A published one
+(Lightning 1.5, torch 1.10) holds the same tensors by the same names, and beside them pickled
 internals of its scheduler, which are passed over. A plain state dict tells what its shapes show.
 """
 

@@ -66,10 +66,6 @@ class RunFolder:
         names = f"features_{split}.npy", f"labels_{split}.npy", f"images_{split}.csv"
         return [self.path / name for name in names]
 
-    def figure(self, name):
-        """Path of a picture of the embedding, "embedding" or "dendrogram", without the ending."""
-        return self.path / name
-
     def test_pictures(self, kinds=None):
         """Paths of the pictures of islands that a test draws, of `figure_kinds` or others."""
         names = [f"{self.stage}_test", f"{self.stage}_test_iterations"]

@@ -92,7 +92,8 @@ def recorded(settings, path, goes_on=False):
         "packages": packages(),
         "flags": asdict(settings),
     }
-    parts = [*(earlier_parts(path) if goes_on else []), part]
+    earlier = _read(path) if goes_on else None
+    parts = [*(earlier if isinstance(earlier, list) else []), part]
     write(path, parts)
     try:
         yield
@@ -113,12 +114,6 @@ def recorded(settings, path, goes_on=False):
 def write(path, parts):
     """Write the parts of a run as JSON, in the main process."""
     write_json(path, parts, indent=1)
-
-
-def earlier_parts(path):
-    """The parts of a run that a file records; none if it cannot be read."""
-    found = _read(path)
-    return found if isinstance(found, list) else []
 
 
 def _read(path):

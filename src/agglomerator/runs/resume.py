@@ -21,7 +21,7 @@ from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from agglomerator.util.distributed import greatest
-from agglomerator.util.files import partial, written_whole
+from agglomerator.util.files import partial, read_rows, write_rows, written_whole
 
 EVERY = 10  # steps between two moments at which several processes tell each other of signals
 
@@ -110,11 +110,10 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_batch_start(self, trainer, *unused):
         self._put_in_place(trainer)
-        self._answer()
+        if self.stop:
+            raise Stopped(self.stop)
 
-    def on_train_epoch_start(self, trainer, module):
-        self._put_in_place(trainer)
-        self._answer()
+    on_train_epoch_start = on_train_batch_start
 
     def on_train_end(self, trainer, module):
         self._put_in_place(trainer)
@@ -136,10 +135,6 @@ class LastCheckpoint(Checkpoint):
         if self.written and trainer.is_global_zero:
             self.next.replace(self.path)
         self.written = False
-
-    def _answer(self):
-        if self.stop:
-            raise Stopped(self.stop)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -214,9 +209,7 @@ class MetricsWriter(ExperimentWriter):
         """Lightning would remove the rows of an interrupted run here."""
 
     def _rewrite_with_new_header(self, names):
-        with self.path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        write_rows(self.path, names, rows)
+        write_rows(self.path, read_rows(self.path)[1], names)
 
     def log_metrics(self, metrics, step=None):
         """Take in figures. Lightning logs those of an epoch in two parts, which become one row."""
@@ -265,17 +258,9 @@ def keep_metrics(path, step):
     """Remove the rows of a metrics.csv from a step on: the resumed run writes them again."""
     if not path.is_file():
         return
-    text = path.read_text(encoding="utf-8", errors="replace")
-    table = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))  # the last line may be torn
-    rows = [row for row in table if row["step"].isdigit() and int(row["step"]) < step]
-    if table.fieldnames is None:
+    names, rows = read_rows(path)
+    if names is None:
         path.unlink()
     else:
-        write_rows(path, table.fieldnames, rows)
-
-
-def write_rows(path, names, rows):
-    with written_whole(path) as file:
-        table = csv.DictWriter(file, names)
-        table.writeheader()
-        table.writerows(rows)
+        kept = [row for row in rows if row["step"].isdigit() and int(row["step"]) < step]
+        write_rows(path, kept, names)

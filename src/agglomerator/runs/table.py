@@ -1,7 +1,5 @@
 """All runs of an output folder side by side, from the files that they wrote."""
 
-import csv
-import io
 import json
 import math
 from datetime import datetime
@@ -11,6 +9,7 @@ from statistics import fmean, stdev
 from agglomerator.config import FIELDS, GROUPS, MODEL_SETTINGS
 from agglomerator.data.registry import DATA_SETS
 from agglomerator.runs.folder import PREFIXES
+from agglomerator.util.files import read_rows
 from agglomerator.util.terminal import say
 
 NO_MATTER = {"dataset", "n_classes", "num_workers", "checkpoint_every", "recompute"}
@@ -162,9 +161,7 @@ def _best_epoch(path, chosen_by):
     """Epochs done, and the validation of the best one, the last of equals, from a metrics.csv."""
     if not path.is_file():
         return {}
-    text = path.read_text(encoding="utf-8", errors="replace")
-    whole = io.StringIO(text[: text.rfind("\n") + 1])  # a run at work may be writing the last line
-    rows = [row for row in csv.DictReader(whole) if row.get("train_loss_epoch")]
+    rows = [row for row in read_rows(path)[1] if row.get("train_loss_epoch")]
     validated = [row for row in rows if row.get(chosen_by)]
     found = {"epochs": len(rows)}
     if validated:

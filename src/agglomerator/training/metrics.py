@@ -7,8 +7,7 @@ from torch import nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from agglomerator.islands.clusters import PositionShare
-from agglomerator.islands.scores import IslandScores
+from agglomerator.islands.scores import IslandScores, PositionShare
 
 
 class ClassMeans(Metric):

@@ -5,11 +5,11 @@ import copy
 import torch
 
 from agglomerator.data.composites import compose
-from agglomerator.training.agreement import agreement_loss
-from agglomerator.training.losses import prototype_loss, supervised_contrastive_loss
-from agglomerator.training.masked import hidden_pixel_loss, level_cosine_loss
-from agglomerator.training.pairs import unit_maps
-from agglomerator.training.pieces import composite_loss, taught_loss
+from agglomerator.training.losses.colour import agreement_loss
+from agglomerator.training.losses.contrastive import prototype_loss, supervised_contrastive_loss
+from agglomerator.training.losses.masked import hidden_pixel_loss, level_cosine_loss
+from agglomerator.training.losses.pairs import unit_maps
+from agglomerator.training.losses.pieces import composite_loss, taught_loss
 from agglomerator.training.teacher import Teacher
 from agglomerator.util.precision import upcast
 from agglomerator.util.random import seeded_generator

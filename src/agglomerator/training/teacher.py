@@ -9,7 +9,7 @@ its teacher, and be the next one.
 import torch
 
 from agglomerator.islands.merging import COARSER, MergeTrees
-from agglomerator.training.pairs import unit_maps
+from agglomerator.training.losses.pairs import unit_maps
 
 ON_TOP = 4  # islands of an image on the top level; on each level below `COARSER` times as many
 

@@ -1,5 +1,7 @@
 """Files that are written whole or not at all."""
 
+import csv
+import io
 import json
 import math
 import os
@@ -42,6 +44,23 @@ def write_json(path, content, indent=2):
     """Write a JSON file. NaN and infinities become null: JSON has no such numbers."""
     with written_whole(path) as file:
         file.write(json.dumps(_known(content), indent=indent, allow_nan=False) + "\n")
+
+
+def write_rows(path, rows, names=None):
+    """Write dictionaries as a CSV file with a header: `names`, or all keys that occur."""
+    names = names or dict.fromkeys(name for row in rows for name in row)
+    with written_whole(path) as file:
+        table = csv.DictWriter(file, names)
+        table.writeheader()
+        table.writerows(rows)
+
+
+def read_rows(path):
+    """(names, rows) of a CSV file that another process may be writing: without a torn last line.
+    names is None if there is no header yet."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    table = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+    return table.fieldnames, list(table)
 
 
 def _known(content):

@@ -1,7 +1,7 @@
 import pytest
 
 from agglomerator.config import Settings
-from agglomerator.config.defaults import IMAGES, derive
+from agglomerator.config.derived import IMAGES, derive
 
 
 def derived(**flags):

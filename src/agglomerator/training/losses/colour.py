@@ -11,7 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from agglomerator.training.pairs import BOUNDARY, cross_entropy, over_pairs, unit_maps
+from agglomerator.training.losses.pairs import BOUNDARY, cross_entropy, over_pairs, unit_maps
 from agglomerator.util.precision import upcast
 
 COLOUR_WIDTH = 0.08  # standard deviation of the kernel of mean shift; colours are from 0 to 1

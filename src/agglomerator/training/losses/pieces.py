@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from agglomerator.training.pairs import BOUNDARY, cross_entropy, over_pairs
+from agglomerator.training.losses.pairs import BOUNDARY, cross_entropy, over_pairs
 
 SHIFTS = 6  # distant columns that each column is compared with
 

@@ -8,7 +8,7 @@ from matplotlib.text import Text
 from agglomerator.commands.report import draw_confusion
 from agglomerator.hierarchy.figures import draw_embedding
 from agglomerator.hierarchy.marks import Marks
-from agglomerator.util.lettering import Figure, as_drawn
+from agglomerator.util.figure import Figure, as_drawn
 
 NAMES = ["$b$_^{", r"\frac", "_d", "Кот", "قطة", "a\udcff", "\x07", "e\ufdd0", "ü😀中"]
 
