@@ -1,6 +1,6 @@
 """What a run does, resolved once: its settings, where it begins, its classes and its split.
 
-Only `length.py`, which it calls, changes settings too.
+Only `training/length.py`, which it calls, changes settings too.
 """
 
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from functools import cached_property
 from agglomerator.config import DESCRIBED, FIELDS, LOSS_SETTINGS, SPLIT_SETTINGS, Settings
 from agglomerator.data import registry
 from agglomerator.data.classes import ClassMap, map_classes
-from agglomerator.length import complete_from_images
 from agglomerator.runs.checkpoints import PUBLISHED_PARTS, Checkpoint, fingerprint, read
 from agglomerator.runs.folder import RunFolder
+from agglomerator.training.length import complete_from_images
 from agglomerator.util.errors import UserError
 from agglomerator.util.terminal import say
 

@@ -4,10 +4,10 @@ from agglomerator.commands.evaluate import test
 from agglomerator.commands.report import how_to_go_on
 from agglomerator.commands.train import done_before, train
 from agglomerator.data import registry
-from agglomerator.length import complete_from_images
 from agglomerator.plan import complete_from_checkpoint, stage_one, stage_two
 from agglomerator.runs.checkpoints import read
 from agglomerator.runs.resume import Stopped
+from agglomerator.training.length import complete_from_images
 from agglomerator.util import distributed
 from agglomerator.util.terminal import say
 

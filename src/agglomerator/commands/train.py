@@ -14,7 +14,6 @@ from agglomerator.commands.report import (
     summarise,
     tell_blindness,
 )
-from agglomerator.length import tell_length
 from agglomerator.plan import of_stage, resolve
 from agglomerator.runs import checkpoints
 from agglomerator.runs.folder import RunFolder
@@ -26,6 +25,7 @@ from agglomerator.runs.resume import (
     StopSignals,
     keep_metrics,
 )
+from agglomerator.training.length import tell_length
 from agglomerator.training.module import LitAgglomerator
 from agglomerator.training.trainer import build_trainer
 from agglomerator.util import distributed

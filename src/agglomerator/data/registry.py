@@ -43,7 +43,7 @@ class DataSetEntry:
         masks: function (settings, n) -> masks of n training images, for `data/masks.py`. None if
             there are none, or the data set is a folder of images.
         of_any_size: batch and length of a training follow from the number of its images, where the
-            user does not give them (`length.py`).
+            user does not give them (`training/length.py`).
     """
 
     read: Callable | None = None

@@ -26,8 +26,8 @@ from agglomerator.config import DESCRIBED, FIELDS, SPLIT_SETTINGS
 from agglomerator.data import registry
 from agglomerator.data.preprocessing import Preprocessing
 from agglomerator.model.agglomerator import Agglomerator
-from agglomerator.runs.formats import DERIVED, check_numbers, load, weights_of
-from agglomerator.runs.shapes import same_mask, shapes_show
+from agglomerator.model.shapes import DERIVED, same_mask, shapes_show
+from agglomerator.runs.formats import check_numbers, load, weights_of
 from agglomerator.util.errors import UserError
 from agglomerator.util.machine import memory
 

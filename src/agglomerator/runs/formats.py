@@ -13,6 +13,7 @@ import torch
 from torch import _weights_only_unpickler as unpickler
 from torch import serialization
 
+from agglomerator.model.shapes import DERIVED
 from agglomerator.util.errors import UserError
 
 # Names that published checkpoints pickle beside their tensors. None of them is needed: an inert
@@ -27,9 +28,6 @@ PREFIXES = re.compile(r"^((module|model|net|network)\.)+")
 COMPILED = "_orig_mod."  # torch.compile, of a part of the network too
 
 ARCHIVE, LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF"  # how the files begin
-
-# Buffers that a network computes anew, or does without.
-MASK, DERIVED = "attention.non_local_mask", ("non_local_mask", "num_batches_tracked")
 
 
 class _Inert:

@@ -15,9 +15,9 @@ from test_plan import FOLDER, SHADES, write
 
 from agglomerator import Agglomerator, load_checkpoint
 from agglomerator.config import Settings
-from agglomerator.length import LENGTH, complete_from_images, length_for, tell_length
 from agglomerator.model.heads import classifier, start_from_means
 from agglomerator.runs.checkpoints import read
+from agglomerator.training.length import LENGTH, complete_from_images, length_for, tell_length
 
 SMALL = {name: value for name, value in FOLDER.items() if name not in LENGTH[:4]}
 DERIVED = length_for(8000) | {"learning_rate": SMALL["learning_rate"]}  # this one is given

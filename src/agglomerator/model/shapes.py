@@ -6,8 +6,10 @@ import re
 import torch
 
 from agglomerator.model.attention import distances
-from agglomerator.runs.formats import MASK
 from agglomerator.util.errors import UserError
+
+# Buffers that a network computes anew, or does without.
+MASK, DERIVED = "attention.non_local_mask", ("non_local_mask", "num_batches_tracked")
 
 
 def shapes_show(weights):
