@@ -33,7 +33,8 @@ for argv in json.loads(sys.argv[1]):
     except UserError as error:
         print(json.dumps({"error": str(error)}))
     else:
-        print(json.dumps({"settings": dataclasses.asdict(settings), "given": sorted(given)}))
+        named = {"given": sorted(given), "typed": sorted(given.typed)}
+        print(json.dumps({"settings": dataclasses.asdict(settings)} | named))
 assert "torch" not in sys.modules
 """
 
@@ -65,7 +66,8 @@ def test_later_flag_wins_over_the_flagfile(tmp_path):
     found = parse("--patch_dim=32", f"--flagfile={path}", "--levels=3", "--nosupervise")
     settings = found["settings"]
     assert (settings["levels"], settings["patch_dim"], settings["supervise"]) == (3, 64, False)
-    assert set(found["given"]) == {"levels", "patch_dim", "supervise"}
+    assert found["given"] == found["typed"] == ["levels", "patch_dim", "supervise"]
+    assert parse("--levels=5", f"--flagfile={path}")["typed"] == ["levels"]
 
 
 # Lines of a flagfile as users write them, and what they say.

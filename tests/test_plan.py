@@ -12,9 +12,11 @@ from conftest import SMALL_SETTINGS, run_here
 from PIL import Image
 
 from agglomerator import load_checkpoint
+from agglomerator.cli import Given
 from agglomerator.config import Settings
 from agglomerator.data.module import ImageDataModule
-from agglomerator.plan import resolve
+from agglomerator.plan import complete_from_checkpoint, resolve
+from agglomerator.runs.checkpoints import read
 from agglomerator.util.errors import UserError
 
 SHADES = {"ash": 20, "bone": 90, "clay": 160, "dust": 230}
@@ -308,6 +310,10 @@ def test_a_config_of_another_network_leaves_a_published_one_as_it_is(trained, tm
     said, place = run(capsys, tmp_path / "config", **load | flags)
     assert "--iters=3: is left out" in said and "--consensus_temperature=0.1: is left out" in said
     assert record_of(place)["loss"] == record_of(plain)["loss"]
+    typed = Given([*FOLDER, *load, *flags])
+    typed.typed = {"iters"}
+    settings = complete_from_checkpoint(Settings(**flags), typed, read(path))
+    assert (settings.iters, settings.consensus_temperature) == (3, None)
     flags |= dict(head="flatten", tokenizer="convmlp")
     said, place = run(capsys, tmp_path / "given", **load | flags)
     assert "is left out" not in said and record_of(place)["loss"] != record_of(plain)["loss"]

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import textwrap
+from collections import Counter
 from pathlib import Path
 from types import NoneType
 
@@ -80,6 +81,13 @@ class _Optional(flags.ArgumentParser):
         return self.parser.flag_type()
 
 
+class Given(frozenset):
+    """Names of the settings that the user gave. `typed` holds those on the command line itself, not
+    only in a flagfile."""
+
+    typed = frozenset()
+
+
 def define():
     """Define a flag for every setting, with its name, type, default and help."""
     parsers = {
@@ -102,7 +110,7 @@ def parse(argv):
     """Read the command line and the flagfiles that it names.
 
     Returns:
-        (settings, given): the checked `Settings`, and the set of names that the user gave.
+        (settings, given): the checked `Settings`, and `Given`.
 
     Raises:
         UserError: a flag is unknown, malformed or out of its limits, or two flags contradict each
@@ -113,7 +121,7 @@ def parse(argv):
         say(help_text())
         raise SystemExit(0)
     program, *arguments = argv
-    plain, arguments = [], iter(arguments)
+    plain, arguments, in_files = [], iter(arguments), Counter()
     for argument in arguments:
         name, equals, path = argument.partition("=")
         if name not in ("--flagfile", "-flagfile"):
@@ -121,10 +129,13 @@ def parse(argv):
             continue
         _take(program, plain)
         plain = []
+        before = {name: FLAGS[name].present for name in FIELDS}
         for where, line in _lines_of(path if equals else next(arguments, "")):
             _take(program, [line], where)
+        in_files.update({name: FLAGS[name].present - before[name] for name in FIELDS})
     _take(program, plain)
-    given = {name for name in FIELDS if FLAGS[name].present}
+    given = Given(name for name in FIELDS if FLAGS[name].present)
+    given.typed = frozenset(name for name in given if FLAGS[name].present > in_files[name])
     values = {name: FLAGS[name].value for name in FIELDS}
     return Settings(**derive(values, given)), given
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from agglomerator.config import DESCRIBED, FIELDS, LOSS_SETTINGS, SPLIT_SETTINGS, Settings
 from agglomerator.data import registry
 from agglomerator.data.classes import ClassMap, map_classes
-from agglomerator.runs.checkpoints import PUBLISHED_PARTS, Checkpoint, fingerprint, read
+from agglomerator.runs.checkpoints import PUBLISHED_PARTS, UNSEEN, Checkpoint, fingerprint, read
 from agglomerator.runs.folder import RunFolder
 from agglomerator.training.length import complete_from_images
 from agglomerator.util.errors import UserError
@@ -19,9 +19,7 @@ from agglomerator.util.terminal import say
 KEPT = "learning_rate", "lr_speed", "weight_decay", "monitor"
 OF_TRAINING = ("seed", "val_share", "batch_size", "accumulate", "limit_train", "precision",
                "difficulty", "objects", *LOSS_SETTINGS)  # fmt: skip
-# Of the network, what leaves no trace in its weights.
-UNSEEN = "iters", "denoise_iter", "dropout", "consensus_self", "consensus_temperature"
-OF_CONFIGS = "iters", "consensus_temperature"  # of those, what configs of other networks set
+OF_CONFIGS = "iters", "consensus_temperature"  # of UNSEEN, what configs of other networks set
 
 
 @dataclass(frozen=True)
@@ -206,7 +204,7 @@ def complete_from_checkpoint(settings, given, checkpoint, use=None):
     """The settings, completed from the checkpoint: what describes its network, its input and its
     islands, and the seed, for a test its loss too, unless `given` names it. A published network
     keeps its head and tokenizer; if the flags name others, they are a config of another network,
-    and its attention and iterations are the published ones.
+    and its attention and iterations are the published ones, or those of the command line.
 
     Raises:
         UserError: they do not fit each other.
@@ -223,14 +221,14 @@ def complete_from_checkpoint(settings, given, checkpoint, use=None):
         taken.pop("image_size", None)
     parts = [name for name in ("head", "tokenizer") if name in given and published]
     if any(taken[name] != getattr(settings, name) for name in parts):
-        has = " ".join(f"--{name}={taken[name]}" for name in parts)
         for name in OF_CONFIGS:
             value, usual = getattr(settings, name), FIELDS[name].default
-            if value != usual and name not in checkpoint.settings:
+            typed = name in getattr(given, "typed", ())
+            if value != usual and not typed and name not in checkpoint.settings:
                 taken[name] = usual
                 say(
-                    f"--{name}={value}: is left out, for it comes with flags of another network "
-                    f"than {checkpoint.name}; to use it, give {has} too."
+                    f"--{name}={value}: is left out, for it comes with a config of another network "
+                    f"than {checkpoint.name}; to use it, write it after the flagfile."
                 )
     try:
         return settings.replace(**taken)

@@ -256,8 +256,9 @@ def test_a_mask_that_is_wrong_ends_the_run_with_its_name(
     assert said == f"error: {path}: a mask of 9x9, but {image} has 24x20; save it so.\n"
 
     as_data = "--dataset=ImageFolder", f"--data_dir={photographs}", "--normalization=digits"
-    said = run_main(*flags, *as_data, "--exp_name=t", "--mode=test", ok=False).stderr
-    assert said.startswith(f"error: {path}: a mask of 9x9")  # but what the test found is kept
+    done = run_main(*flags, *as_data, "--exp_name=t", "--mode=test", ok=False)
+    assert done.stderr.startswith(f"error: {path}: a mask of 9x9")
+    assert "top-1 " in done.stdout  # what the test found is kept
     record = json.loads((tmp_path / "t/test_contrastive.json").read_text())
     assert record["images"] == 8 and (tmp_path / "t/predictions_contrastive.csv").is_file()
 

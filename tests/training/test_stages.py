@@ -103,7 +103,7 @@ def test_the_last_step_of_an_epoch_takes_the_mean_gradient_too(tmp_path):
             dataset="digits", image_size=16, conv_image_size=4, n_channels=1, patch_dim=8,
             contr_dim=8, dropout=0, batch_size=32, learning_rate=0, weight_decay=0, max_epochs=1,
             lr_speed=1, limit_train=3, limit_val=1, logger="none", output_dir=str(tmp_path),
-            accumulate=accumulate,
+            accumulate=accumulate, accelerator="cpu",
         )  # fmt: skip
         data = ImageDataModule(settings)
         torch.manual_seed(0)

@@ -56,10 +56,11 @@ def test(settings, given):
     record = report.record_of(module, name, float(loss)) | made
     paths = report.write_test(folder, record, data.classes)
     paths.append(write_predictions(folder.predictions, module))
+    say("\n".join(report.lines_of(record)))
     seed = plan.start.settings.get("seed")
     record["islands"] = island_scores(trainer, module, truth, record["images"], seed)
     write_json(folder.test_record, record, indent=2)
-    say("\n".join(report.lines_of(record)))
+    say("\n".join(report.island_lines(record["islands"])))
     paths += folder.test_pictures() if settings.plot_islands else []
     say("Written: " + ", ".join(map(str, paths)))
     say(f"Next: {report.command(settings, mode='freeze', load_checkpoint_dir=name)}")
@@ -89,7 +90,7 @@ def island_scores(trainer, module, truth, tested, seed=None):
 
 
 def score_folder(plan, model):
-    """Score the islands of a network on the images in the test/ of a folder that have masks, which
+    """Score the islands of a network on the test images of a folder that have masks, which
     needs no classes: the folder of --images, or that of the data set. Writes the figures.
 
     Args:

@@ -281,10 +281,10 @@ def island_lines(record):
 
 
 def lines_of(record):
-    """The figures of a test for the terminal."""
+    """The figures of a test for the terminal, without those of its islands."""
     lines = [f"loss      {record['loss']:.4f}"]
     if "top1" not in record:
-        return [*lines, *island_lines(record["islands"])]
+        return lines
     lines.append(
         f"top-1     {record['top1']:.2%}  ({record['images']} test images, by "
         f"{record['classified_by']}{', with mirror images' * record['test_time_flip']})"
@@ -300,4 +300,4 @@ def lines_of(record):
     width = max(map(len, record["per_class"]))
     for name, share in record["per_class"].items():
         lines.append(f"  {name:<{width}}  {'no images' if share is None else f'{share:7.2%}'}")
-    return lines + island_lines(record["islands"])
+    return lines

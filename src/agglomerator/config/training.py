@@ -32,10 +32,10 @@ class TrainingSettings:
         "colour",
         "What that loss takes for parts and wholes. colour: below the top level patches of even "
         "colour, on the top level figures that differ from the background. composites: pieces of "
-        "images, cut along the network's own islands and pasted elsewhere; below the top level "
-        "small pieces, on the top level one figure on another ground. islands: a teacher, the "
-        "network of load_checkpoint_dir, finds them in an image and its mirror image; the student "
-        "sees crops.",
+        "images, cut along the network's own islands (in the first third of lr_speed, blobs) and "
+        "pasted elsewhere; below the top level small pieces, on the top level one figure on "
+        "another ground. islands: a teacher, the network of load_checkpoint_dir, finds them in an "
+        "image and its mirror image; the student sees crops.",
         choices=("colour", "composites", "islands"),
     )
     level_cosine: float = setting(
@@ -72,8 +72,8 @@ class TrainingSettings:
         "class_means",
         "How the classifier of stage two is initialised, after stage one or for new classes. "
         "class_means: to predict the nearest class mean of the training images, with --prototypes "
-        "the nearest prototype; --head=mean always does so. weights: those of the checkpoint, "
-        "random after stage one (as published) or for new classes.",
+        "the nearest prototype. weights: those of the checkpoint, random after stage one (as "
+        "published) or for new classes; --head=mean always begins so.",
         choices=("class_means", "weights"),
     )
     accumulate: int = setting(

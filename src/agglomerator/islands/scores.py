@@ -30,7 +30,8 @@ def check_masks(masks, n_images):
     """Raises UserError unless masks, arrays by name, are such as `against_mask` takes, square, one
     for each of `n_images`."""
     for name, mask in masks.items():
-        shape, values = tuple(np.shape(mask)), np.asarray(mask)
+        values = torch.as_tensor(mask).cpu().numpy()
+        shape = values.shape
         if name not in MASKS:
             raise UserError(f"masks[{name!r}]: name them {' or '.join(map(repr, MASKS))}.")
         if len(shape) != 3 or shape[0] != n_images or shape[1] != shape[2]:

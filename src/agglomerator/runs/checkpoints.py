@@ -31,6 +31,8 @@ from agglomerator.runs.formats import check_numbers, load, weights_of
 from agglomerator.util.errors import UserError
 from agglomerator.util.machine import memory
 
+# What leaves no trace in the weights.
+UNSEEN = "iters", "denoise_iter", "dropout", "consensus_self", "consensus_temperature"
 OF_CLASSES = "classification_head_from_contr.", "prototypes"  # weights for each class
 
 # Networks that come with the project: `pretrained:NAME` is NAME.ckpt in this folder.
@@ -228,6 +230,8 @@ def build(checkpoint, new_classes=None, **flags):
         shown.pop(radius)
     wrong = {name: value for name, value in shown.items() if settings[name] != value}
     if wrong:
+        told = checkpoint.settings
+        wrong |= {n: told[n] for n in UNSEEN if n in told and told[n] != settings[n]}
         fit = " ".join(f"--{name}={value}" for name, value in wrong.items())
         have = ", ".join(f"{name}={settings[name]}" for name in wrong)
         raise UserError(f"{where}: its weights do not fit {have}; use {fit}")

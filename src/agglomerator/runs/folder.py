@@ -56,10 +56,14 @@ class RunFolder:
         """Name of the file in `islands` that holds the colours of the pictures. A network that was
         not trained in this folder has a file of its own."""
         start = self._looked_at
-        if start is None or self.path.resolve() in Path(start).resolve().parents:
+        if start is None or Path(start).parent.resolve() == self.best.parent.resolve():
             return "projection.npz"
-        told = Path(start).read_bytes() if Path(start).is_file() else start.encode()
-        return f"projection_{hashlib.sha256(told).hexdigest()[:8]}.npz"
+        if Path(start).is_file():
+            with open(start, "rb") as file:
+                told = hashlib.file_digest(file, "sha256")
+        else:
+            told = hashlib.sha256(start.encode())
+        return f"projection_{told.hexdigest()[:8]}.npz"
 
     def features(self, split):
         """Paths of the embeddings, of the labels, and of what tells the images of a split."""

@@ -109,7 +109,10 @@ class LitAgglomerator(LightningModule):
     def _share_in_step(self, batch_idx):
         """The weight of a batch's loss. Lightning divides by `accumulate`, also in the last step of
         an epoch, which may have fewer batches."""
-        batches, several = self.trainer.num_training_batches, self.settings.accumulate
+        several = self.settings.accumulate
+        if several == 1:
+            return 1
+        batches = self.trainer.num_training_batches
         left = batches % several
         return several / left if left and batch_idx >= batches - left else 1
 
