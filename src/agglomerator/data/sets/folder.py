@@ -76,7 +76,7 @@ def splits_of(folder, tested=True):
     Raises:
         UserError: there is neither test/ nor val/; not unless `tested`.
     """
-    has = {name for name in ("test", "val") if (folder / name).is_dir()}
+    has = {name for name in ("test", "val") if os.path.isdir(folder / name)}
     if not has and tested:
         raise UserError(f"{folder}: has no test/ folder (nor val/); put {LAYOUT} there.")
     if has == {"val"}:
