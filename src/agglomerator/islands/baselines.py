@@ -76,17 +76,10 @@ def compare(model, truth, settings, device, training_masks=None, seed=42):
         n_images += len(images)
     if not n_images:
         raise UserError("None of the images that have masks can be read; see the lines above.")
-    for name in truth.masks:
-        if not segments.n_masks[name, 1]:
-            say(
-                f"{name}: no mask has a segment, a value from 1 to 254 (255 is ignored); save the "
-                "first segment as 1."
-            )
     rows = [row for name, vectors in of_vectors.items() for row in vectors.rows(name)]
     return {
         "images": n_images,
-        "masks": {name: segments.n_masks[name, 1] for name in truth.masks},
-        "masks_for_ari": {name: segments.n_masks[name, 2] for name in truth.masks},
+        **segments.counts(truth.masks),
         "clustered": min(n_images, clustered),
         "rows": rows + segments.rows(),
     }
@@ -167,6 +160,17 @@ class _Segments:
                     self.n_masks.update((name, least) for least in (1, 2) if n_segments >= least)
                 for row, labels in self._of(images, mask, name):
                     self.scores[row].update(labels[:, None], {name: mask})
+
+    def counts(self, names):
+        """How many images have a segment in each mask, and how many two. Says if none has."""
+        for name in names:
+            if not self.n_masks[name, 1]:
+                say(
+                    f"{name}: no mask has a segment, a value from 1 to 254 (255 is ignored); save "
+                    "the first segment as 1."
+                )
+        least = {"masks": 1, "masks_for_ari": 2}
+        return {key: {name: self.n_masks[name, n] for name in names} for key, n in least.items()}
 
     def _of(self, images, mask, name):
         """Yield names of rows, and labels (B, H, W) or (B, S, S)."""
