@@ -195,7 +195,7 @@ def test_equal_colours_in_two_looks(arrays):
     model = load_checkpoint("pretrained:CIFAR10")
     first = find_islands(model, arrays)
     second = find_islands(model, arrays[1:], projection=first.projection)
-    np.testing.assert_allclose(second.colours()[0], first.colours()[1], atol=1e-4)
+    np.testing.assert_allclose(second.colours()[0], first.colours()[1], atol=1e-5)
     assert not np.allclose(find_islands(model, arrays[1:]).colours()[0], first.colours()[1])
 
 
