@@ -2,8 +2,7 @@
 
 It needs no masks. Below the top level, columns in one patch of even colour are to agree, and others
 are not. On the top level, the background is to agree, the figures are to agree, and the two are not
-to agree with each other. The background is what is joined to the border of the image (the boundary
-prior of Wei et al., "Geodesic saliency using background priors", ECCV 2012).
+to agree with each other. The background is what lies along the border of the image.
 """
 
 import math
@@ -17,6 +16,8 @@ from agglomerator.util.precision import upcast
 COLOUR_WIDTH = 0.08  # standard deviation of the kernel of mean shift; colours are from 0 to 1
 SAME_PATCH = 0.08  # colours that differ by less are of one patch
 OTHER_PATCH = 0.16  # colours that differ by more are of two, also where columns are not neighbours
+ALONG_BORDER = 1.5  # columns on the border / sqrt(columns), of a patch of the background
+SMALL = 1 / 16  # share of the columns; a patch as small, if it touches the border, is background
 ROUNDS = 2  # for every doubling of the columns; to ask whether fewer do would wait for the GPU
 SHIFTS = 4  # distant columns that each column is compared with
 
@@ -57,17 +58,42 @@ def mean_shift(colours, radius=2, iterations=4):
 
 
 def border_background(colours):
-    """Find the background: all columns that a path joins to the border of the image.
+    """Find the background: the patches that lie along the border of the image.
 
-    Neighbours on a path differ in colour by less than SAME_PATCH. Columns that are joined come to
-    point at one of them, by the rounds of Zhang, Azad and Hu ("FastSV: a distributed-memory
-    connected component algorithm with fast convergence", 2020), and those of the border at 0.
+    A figure may touch the border too, but with little of its outline. So a patch of background has
+    at least ALONG_BORDER times as many columns on the border as the square root of all its columns
+    (the boundary connectivity of Zhu et al., "Saliency optimization from robust background
+    detection", CVPR 2014). Small patches at the border are of the background too.
 
     Args:
         colours: (B, C, S, S), from 0 to 1, smoothed.
 
     Returns:
         (B, S, S) bool, True for background.
+    """
+    side, device = colours.shape[-1], colours.device
+    patch = number_patches(colours).flatten(1)  # (B, n)
+    inside = torch.ones(max(side - 2, 0), max(side - 2, 0), device=device)
+    on_border = (F.pad(inside, (1,) * 4)[:side, :side] == 0).flatten().expand(len(patch), -1)
+    none = torch.zeros(patch.shape, device=device)
+    columns = none.scatter_add(1, patch, torch.ones_like(none))
+    of_border = none.scatter_add(1, patch, on_border.to(none))
+    is_small = columns <= SMALL * side * side
+    is_background = (of_border >= ALONG_BORDER * columns.sqrt()) | (is_small & (of_border > 0))
+    return is_background.gather(1, patch).unflatten(1, (side, side))
+
+
+def number_patches(colours):
+    """Number the patches of even colour: neighbours in a patch differ by less than SAME_PATCH.
+
+    Columns that are joined come to point at the first of them, by the rounds of Zhang, Azad and Hu
+    ("FastSV: a distributed-memory connected component algorithm with fast convergence", 2020).
+
+    Args:
+        colours: (B, C, S, S), from 0 to 1, smoothed.
+
+    Returns:
+        (B, S, S) int64, the place of the first column of each column's patch, row by row.
     """
     side, device = colours.shape[-1], colours.device
     right = (colour_difference(colours[..., 1:], colours[..., :-1]) < SAME_PATCH).long()
@@ -78,9 +104,7 @@ def border_background(colours):
     )  # fmt: skip
     place = torch.arange(side * side, device=device).view(side, side)
     neighbours = (place + steps).flatten(1)  # (B, 4 n); a column stands in for one not joined
-    inner = F.pad(torch.ones(max(side - 2, 0), max(side - 2, 0), device=device), (1,) * 4)
-    parent = place * inner[:side, :side].long()
-    parent = parent.flatten().expand(len(colours), -1).contiguous()  # (B, n)
+    parent = place.flatten().expand(len(colours), -1).contiguous()  # (B, n)
     for _ in range(ROUNDS * math.ceil(math.log2(side * side)) + 1):
         before = parent
         lowest = parent.gather(1, neighbours)  # halves twice, for `amin` over 4 is slow on a CPU
@@ -91,7 +115,7 @@ def border_background(colours):
         parent = parent.gather(1, parent)
         if device.type == "cpu" and torch.equal(parent, before):
             break
-    return (parent == 0).unflatten(1, (side, side))
+    return parent.unflatten(1, (side, side))
 
 
 def colour_difference(colours, others):
