@@ -18,7 +18,7 @@ from agglomerator.util.terminal import say
 # Of a resumed training: what it takes from its checkpoint; what changes its course if it differs.
 KEPT = "learning_rate", "lr_speed", "weight_decay", "monitor"
 OF_TRAINING = ("seed", "val_share", "batch_size", "accumulate", "limit_train", "precision",
-               "difficulty", "objects", *LOSS_SETTINGS)  # fmt: skip
+               "iters_spread", "difficulty", "objects", *LOSS_SETTINGS)  # fmt: skip
 OF_CONFIGS = "iters", "consensus_temperature"  # of UNSEEN, what configs of other networks set
 
 

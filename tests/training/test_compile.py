@@ -52,3 +52,16 @@ def test_a_compiled_step_has_the_gradients_of_an_eager_one():
     compiled(views, labels)[0].backward()
     for name, parameter in learning.items():
         torch.testing.assert_close(parameter.grad, expected[name], msg=name)
+
+
+def test_a_compiled_network_runs_any_number_of_iterations():
+    module, views, labels = parts(iters=3)
+    backend = dict(fullgraph=True, backend="aot_eager")
+    network = torch.compile(module.model.eval(), **backend)
+    compare = torch.compile(module.contrast.compare, dynamic=False, **backend)
+    for iters in (2, 3, 4, 2):
+        expected = module.model(views, iters)
+        torch.testing.assert_close(network(views, iters), expected)
+        loss, embedding, _ = compare(views, labels, True, iters)
+        torch.testing.assert_close(embedding, expected)
+        assert loss.isfinite()

@@ -8,7 +8,8 @@ from conftest import SMALL_SETTINGS
 from agglomerator import Agglomerator
 from agglomerator.config import Settings
 from agglomerator.data.module import ImageDataModule
-from agglomerator.training.module import LitAgglomerator, OneCycle
+from agglomerator.training.module import LitAgglomerator
+from agglomerator.training.optim import OneCycle
 from agglomerator.training.trainer import build_trainer
 
 

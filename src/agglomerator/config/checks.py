@@ -36,6 +36,7 @@ def check(settings):
     check_grid(settings)
     check_tokenizer(settings)
     check_state(settings)
+    check_spread(settings)
     check_successors(settings)
     check_strategy(settings)
 
@@ -100,8 +101,7 @@ def check_agreement(settings):
     """--agreement_cue=islands needs a teacher, and --augmentation=views."""
     if not settings.is_taught:
         return
-    trains = settings.mode in ("train", "all")
-    if trains and settings.load_checkpoint_dir is None and not settings.resume_training:
+    if settings.trains and settings.load_checkpoint_dir is None and not settings.resume_training:
         raise UserError(
             "--agreement_cue=islands: a trained network teaches; name its checkpoint by "
             "--load_checkpoint_dir, one of --agreement_cue=composites for example."
@@ -157,6 +157,25 @@ def check_state(settings):
             f"--denoise_iter={settings.denoise_iter}: {settings.n_iters} iterations make the "
             f"states 0 to {settings.n_iters}; use one of these, or -1 to -{n_states} counted from "
             "the end."
+        )
+
+
+def check_spread(settings):
+    """What is trained sees the image after the fewest iterations too."""
+    s = settings
+    if not s.iters_spread or not s.trains or s.stage == "supervised":
+        return
+    if s.denoise_iter >= 0:
+        raise UserError(
+            f"--denoise_iter={s.denoise_iter}: with --iters_spread steps have different numbers of "
+            "states; use --denoise_iter=-1, the last."
+        )
+    needed = 1 if s.stage == "masked" else s.levels - 1 - s.denoise_iter
+    if s.n_iters - s.iters_spread < needed:
+        raise UserError(
+            f"--iters_spread={s.iters_spread}: in some steps {s.n_iters - s.iters_spread} "
+            f"iterations, too few for the image to reach what is trained, which takes {needed}; "
+            f"use at least --iters={needed + s.iters_spread}."
         )
 
 

@@ -46,6 +46,13 @@ class TrainingSettings:
         "becoming equal. 0: no such loss.",
         low=0,
     )
+    iters_spread: int = setting(
+        0,
+        "Each step of training draws its number of iterations, from iters - iters_spread to iters "
+        "+ iters_spread. Then islands and classes stay the same however long the loop runs. 0: "
+        "always iters, as published.",
+        low=0,
+    )
     weight_decay: float = setting(5e-4, "Weight decay of the optimizer.", low=0)
     lr_speed: int = setting(
         2000,

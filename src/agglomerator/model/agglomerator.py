@@ -228,37 +228,41 @@ class Agglomerator(nn.Module):
             iters: number of iterations T; None for that of the settings.
             levels: (B, n, K, d), a state to go on from instead of the initial one.
         """
-        keeps = [self.settings.levels] * (self.settings.n_iters if iters is None else iters)
+        keeps = [self.settings.levels] * self._n_iters(iters)
         states = self._loop(images, keeps, None if levels is None else State.of(levels))
         return torch.stack([state.whole(images.shape[0]) for state in states])
 
-    def forward(self, images):
+    def forward(self, images, iters=None):
         """images (B, n_channels, image_size, image_size) -> embedding (B, contr_dim), unit length,
-        without computing levels that it does not depend on."""
-        last = self.settings.denoise_iter % (self.settings.n_iters + 1)
+        without computing levels that it does not depend on. `iters` as in `states`."""
+        last = self.settings.denoise_iter % (self._n_iters(iters) + 1)
         keeps = [min(self.settings.levels, last - t) for t in range(last)]
         return self._embed(self._loop(images, keeps)[-1], images.shape[0])
 
-    def with_levels(self, images):
+    def with_levels(self, images, iters=None):
         """The same embedding with every level computed, and the last state (B, n, K, d)."""
-        states = self._loop(images, [self.settings.levels] * self.settings.n_iters)
+        states = self._loop(images, [self.settings.levels] * self._n_iters(iters))
         embedding = self._embed(states[self.settings.denoise_iter], images.shape[0])
         return embedding, states[-1].whole(images.shape[0])
 
-    def reconstruct(self, images, hidden):
+    def reconstruct(self, images, hidden, iters=None):
         """Predict an image of which patches are hidden, from level 0 of the last iteration.
 
         Args:
             images: (B, n_channels, image_size, image_size).
             hidden: (B, image_size, image_size) bool, from `MaskedPatches.draw`.
+            iters: as in `states`.
 
         Returns:
             (pixels, states): (B, n_channels, image_size, image_size), of which those that were not
             hidden are not trained; and the T + 1 `State`s.
         """
-        keeps = [self.settings.levels] * self.settings.n_iters
+        keeps = [self.settings.levels] * self._n_iters(iters)
         states = self._loop(self.masked.hide(images, hidden), keeps)
         return self.masked.pixels(states[-1].bottom), states
+
+    def _n_iters(self, iters):
+        return self.settings.n_iters if iters is None else iters
 
     def _embed(self, state, n_images):
         top = state.top.expand(-1, n_images, -1).permute(1, 2, 0)  # (B, n, d)

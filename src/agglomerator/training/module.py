@@ -5,34 +5,16 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
-from torch.optim.lr_scheduler import OneCycleLR
 
 from agglomerator.data.transforms import send
 from agglomerator.model.heads import start_from_means
 from agglomerator.training.metrics import Predictions, RunMetrics
 from agglomerator.training.objectives import Contrast, Reconstruction
-from agglomerator.training.optim import Muon, can_fuse
+from agglomerator.training.optim import Muon, OneCycle, can_fuse
 from agglomerator.util.distributed import gather
 from agglomerator.util.precision import upcast, without_autocast
 from agglomerator.util.random import seeded_generator
 from agglomerator.util.terminal import say
-
-
-class OneCycle(OneCycleLR):
-    """The one-cycle schedule, which holds its last value after its end. If a resumed training has
-    another number of steps per epoch, as on another number of processes, it continues at the same
-    share of the schedule."""
-
-    def load_state_dict(self, state):
-        own = {name: vars(self)[name] for name in ("total_steps", "_schedule_phases")}
-        share = own["total_steps"] / state["total_steps"]
-        super().load_state_dict(state)
-        if share != 1:
-            vars(self).update(own, last_epoch=round(self.last_epoch * share))
-
-    def step(self, epoch=None):
-        if self.last_epoch + 1 < self.total_steps:
-            super().step(epoch)
 
 
 class LitAgglomerator(LightningModule):
@@ -89,15 +71,22 @@ class LitAgglomerator(LightningModule):
         images, labels = batch
         generator = self._generator(batch_idx)
         torch.manual_seed(generator.initial_seed())  # for dropout
+        iters = self._iters(batch_idx)
         if self.stage == "contrastive":
-            loss, embedding, apart = self.contrast(images, labels, generator, self.current_epoch)
+            loss, embedding, apart = self.contrast(
+                images, labels, generator, self.current_epoch, iters
+            )
             if apart is not None:
                 self._log_step("train_agreement", apart)
             self.metrics.class_means.update(embedding, labels.repeat(self.settings.n_views))
         elif self.stage == "masked":
-            loss = self.reconstruction(self.data.augmented_view(images, generator), generator)
+            views = self.data.augmented_view(images, generator)
+            loss = self.reconstruction(views, generator, iters)
         else:
-            logits = self.logits(self._embed(self.data.augmented_view(images, generator)))
+            views = self.data.augmented_view(images, generator)
+            with torch.set_grad_enabled(self.stage != "supervised"):
+                embedding = self.model(views, iters)
+            logits = self.logits(embedding)
             loss = F.cross_entropy(upcast(logits), labels)
             accuracy = self.metrics.train_accuracy
             accuracy(logits, labels)
@@ -127,6 +116,15 @@ class LitAgglomerator(LightningModule):
         not depend on the epoch, so that epochs can be compared."""
         epoch, evaluates = (self.current_epoch, 0) if self.training else (0, 1)
         return seeded_generator(self.settings.seed, epoch, batch_idx, self.global_rank, evaluates)
+
+    def _iters(self, batch_idx):
+        """The iterations of a step in which the network learns, the same in all processes."""
+        s = self.settings
+        if not s.iters_spread or self.stage == "supervised":
+            return s.n_iters
+        generator = seeded_generator(s.seed, self.current_epoch, batch_idx)
+        more = torch.randint(-s.iters_spread, s.iters_spread + 1, (), generator=generator)
+        return s.n_iters + int(more)
 
     def compile_steps(self, device, processes=1):
         """Compile what a training step computes from views on.
@@ -183,10 +181,6 @@ class LitAgglomerator(LightningModule):
     def classified_by(self):
         """What names the class of an image."""
         return "nearest class mean" if self.by_class_means else "classifier"
-
-    def _embed(self, views):
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage != "supervised"):
-            return self.model(views)
 
     def logits(self, embedding):
         """Logits of the classifier, or in stage one the cosines to the class means, which also

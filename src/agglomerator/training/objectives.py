@@ -38,12 +38,13 @@ class Contrast:
         self.teacher = Teacher(copy.deepcopy(model).eval()) if settings.is_taught else None
         self._compiled = None
 
-    def __call__(self, images, labels, generator, epoch=None):
+    def __call__(self, images, labels, generator, epoch=None, iters=None):
         """The loss of images (B, C, H, W) with labels (B,).
 
         Args:
             generator: of all draws, on the CPU.
             epoch: of the training; None in evaluation.
+            iters: number of iterations of the column loop; None for that of the settings.
 
         Returns:
             The loss, embeddings (V B, contr_dim) of the views, and the part of the loss that asks
@@ -55,12 +56,12 @@ class Contrast:
         labels = labels.repeat(n_views)
         if s.composes:
             own = not training or epoch >= s.lr_speed / 3
-            embedding, apart = self._composites(images, generator, own)
+            embedding, apart = self._composites(images, generator, own, iters)
             loss = self._loss(embedding, labels, training)
         else:
             views, islands = self._views(images, generator, n_views, training)
             compare = self.compare if self._compiled is None or not training else self._compiled
-            loss, embedding, levels = compare(views, labels, training)
+            loss, embedding, levels = compare(views, labels, training, iters)
             apart = None
             if islands is not None:
                 apart = taught_loss(unit_maps(levels), islands, generator)
@@ -80,26 +81,26 @@ class Contrast:
         islands = teacher.islands(self.data.view(images)).repeat(n_views, 1, 1, 1)
         return self.data.labelled_view(repeated, islands, generator)
 
-    def _composites(self, images, generator, own):
+    def _composites(self, images, generator, own, iters):
         """Embeddings (2B, contr_dim) of a view of each image, and of its figure on the ground of
         another; and the loss of the islands in composites of the views."""
         views = self.data.augmented_view(images, generator)
-        embedding, states = self.model.with_levels(views)
+        embedding, states = self.model.with_levels(views, iters)
         seen, colours = unit_maps(states.detach()), self.data.colours(views)
         made, pieces = compose(colours, seen, generator, own)
-        of_composites, states = self.model.with_levels(self.data.view(made))
+        of_composites, states = self.model.with_levels(self.data.view(made), iters)
         apart = composite_loss(unit_maps(states), pieces, generator)
         return torch.cat((embedding, of_composites[: len(images)])), apart
 
-    def compare(self, views, labels, across=True):
+    def compare(self, views, labels, across=True, iters=None):
         """The contrastive loss of views (N, C, H, W) with labels (N,), their embeddings
-        (N, contr_dim), and with --agreement the last state, else None. With `across`, all processes
-        share their embeddings."""
+        (N, contr_dim), and with --agreement the last state, else None, after `iters` iterations.
+        With `across`, all processes share their embeddings."""
         levels = None
         if self.settings.agreement:
-            embedding, levels = self.model.with_levels(views)
+            embedding, levels = self.model.with_levels(views, iters)
         else:
-            embedding = self.model(views)
+            embedding = self.model(views, iters)
         return self._loss(embedding, labels, across), embedding, levels
 
     def _loss(self, embedding, labels, across):
@@ -132,10 +133,10 @@ class Reconstruction:
     def __init__(self, model, settings):
         self.model, self.settings = model, settings
 
-    def __call__(self, views, generator):
-        """The loss of views (B, C, H, W)."""
+    def __call__(self, views, generator, iters=None):
+        """The loss of views (B, C, H, W). `iters` as in `Contrast`."""
         hidden = self.model.masked.draw(len(views), generator, views.device)
-        pixels, states = self.model.reconstruct(views, hidden)
+        pixels, states = self.model.reconstruct(views, hidden, iters)
         loss = hidden_pixel_loss(pixels, views, hidden)
         if self.settings.level_cosine:
             across = self.model.training  # in evaluation processes may have unequal batches

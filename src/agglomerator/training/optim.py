@@ -1,7 +1,8 @@
-"""Muon for the matrices of a network, AdamW for all its other weights."""
+"""Optimizers: Muon for the matrices of a network, AdamW for its other weights; and the schedule."""
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
 
 from agglomerator.data.transforms import send
 from agglomerator.model.columns import LevelLinear
@@ -222,3 +223,20 @@ def orthogonal(matrices, iterations=5):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+class OneCycle(OneCycleLR):
+    """The one-cycle schedule, which holds its last value after its end. If a resumed training has
+    another number of steps per epoch, as on another number of processes, it continues at the same
+    share of the schedule."""
+
+    def load_state_dict(self, state):
+        own = {name: vars(self)[name] for name in ("total_steps", "_schedule_phases")}
+        share = own["total_steps"] / state["total_steps"]
+        super().load_state_dict(state)
+        if share != 1:
+            vars(self).update(own, last_epoch=round(self.last_epoch * share))
+
+    def step(self, epoch=None):
+        if self.last_epoch + 1 < self.total_steps:
+            super().step(epoch)
