@@ -6,6 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
+from agglomerator.training.losses import contrastive
 from agglomerator.training.losses.contrastive import prototype_loss, supervised_contrastive_loss
 
 
@@ -16,11 +17,13 @@ def batch(labels, width=7, seed=0):
     return embedding.requires_grad_(), torch.tensor(labels)
 
 
+@pytest.mark.parametrize("tile", [contrastive.TILE, 20, 1])
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
 @pytest.mark.parametrize(
     "labels", [[0, 1, 0, 1], [0, 0, 0, 0], [2, 0, 1, 2, 2, 0, 1, 1], [0, 1, 2, 0], [5, 5, 1, 9, 7]]
 )
-def test_loss_is_that_of_the_pairs(labels, temperature):
+def test_loss_is_that_of_the_pairs(labels, temperature, tile, monkeypatch):
+    monkeypatch.setattr(contrastive, "TILE", tile)
     embedding, labels = batch(labels)
     again = embedding.detach().double().requires_grad_()
     expected = oracle.contrastive_loss(again, labels, temperature)
@@ -29,6 +32,16 @@ def test_loss_is_that_of_the_pairs(labels, temperature):
     loss.backward()
     expected.backward()
     torch.testing.assert_close(embedding.grad, again.grad.float(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tile, largest", [(contrastive.TILE, 64 * 64), (64, 64 * 7)])
+def test_a_large_batch_keeps_no_similarities_for_the_backward_pass(tile, largest, monkeypatch):
+    monkeypatch.setattr(contrastive, "TILE", tile)
+    embedding, labels = batch([0, 1] * 32)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        supervised_contrastive_loss(embedding, labels)
+    assert max(x.numel() for x in kept) == largest
 
 
 def test_loss_without_any_pair_is_finite():
@@ -56,8 +69,9 @@ def test_loss_falls_as_classes_part():
 LABELS = [0, 1, 2, 0, 1, 1, 2, 0, 1, 5, 2, 0]  # 5 is alone
 
 
-def _one_of_two(rank, folder):
+def _one_of_two(rank, folder, tile):
     """The process `rank` of two: its half of the batch through one linear map."""
+    contrastive.TILE = tile
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     half = slice(rank * 6, rank * 6 + 6)
     layer, images, labels = _case()
@@ -74,8 +88,9 @@ def _case():
     return layer, torch.randn(12, 9), torch.tensor(LABELS)
 
 
-def test_two_processes_compute_the_loss_of_the_whole_batch(tmp_path):
-    mp.spawn(_one_of_two, (str(tmp_path),), nprocs=2)
+@pytest.mark.parametrize("tile", [contrastive.TILE, 24])
+def test_two_processes_compute_the_loss_of_the_whole_batch(tmp_path, tile):
+    mp.spawn(_one_of_two, (str(tmp_path), tile), nprocs=2)
     layer, images, labels = _case()
     loss = supervised_contrastive_loss(F.normalize(layer(images), dim=1), labels)
     loss.backward()

@@ -2,9 +2,12 @@
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from agglomerator.util.distributed import gather, rank
 from agglomerator.util.precision import upcast, without_autocast
+
+TILE = 2**26  # similarities at once; there are as many as the square of the global batch
 
 
 def supervised_contrastive_loss(embedding, labels, temperature=0.07, across_processes=True):
@@ -17,7 +20,8 @@ def supervised_contrastive_loss(embedding, labels, temperature=0.07, across_proc
 
     and the mean is over all anchors that have a positive. Each process returns the sum over its
     own anchors, divided by the mean number of anchors of a process. DistributedDataParallel takes
-    the mean of the gradients, and so gets the gradient of the whole batch.
+    the mean of the gradients, and so gets the gradient of the whole batch. A large batch is
+    compared in tiles of anchors, which the backward pass computes again.
 
     Args:
         embedding: (N, contr_dim), z, rows of unit length; the same N in every process.
@@ -41,16 +45,45 @@ def supervised_contrastive_loss(embedding, labels, temperature=0.07, across_proc
     first = rank() * len(embedding) if across_processes else 0
     itself = torch.arange(first, first + len(embedding), device=labels.device)[:, None]  # (N, 1)
 
-    with without_autocast(embedding.device):
-        logits = embedding @ all_embeddings.mT / temperature  # (N, N of all processes)
-    log_prob = logits.scatter(1, itself, -torch.inf).log_softmax(1)
-    positive = (labels[:, None] == all_labels).scatter(1, itself, False)
-    n_positives = positive.sum(1)  # (N,)
-    per_anchor = log_prob.masked_fill(~positive, 0).sum(1) / n_positives.clamp(min=1)
-    n_anchors = (n_positives > 0).sum().to(embedding.dtype)
+    anchors, others = (embedding, labels, itself), (all_embeddings, all_labels, temperature)
+    total, n_anchors = compare_in_tiles(anchors, others)
     if across_processes:
         n_anchors = gather(n_anchors[None]).mean()
-    return -(temperature / 0.07) * per_anchor.sum() / n_anchors.where(n_anchors > 0, 1)
+    return -(temperature / 0.07) * total / n_anchors.where(n_anchors > 0, 1)
+
+
+def compare(embedding, labels, itself, all_embeddings, all_labels, temperature):
+    """Compare some anchors with all views.
+
+    Args:
+        embedding, labels: (A, contr_dim) and (A,), of the anchors.
+        itself: (A, 1), the number of each anchor among the views.
+        all_embeddings, all_labels: (M, contr_dim) and (M,), of all views.
+        temperature: tau.
+
+    Returns:
+        (total, n_anchors): the sum over anchors of the mean over positives of the log softmax, and
+        how many anchors have a positive; scalars of the embedding's dtype.
+    """
+    with without_autocast(embedding.device):
+        logits = embedding @ all_embeddings.mT / temperature  # (A, M)
+    log_prob = logits.scatter(1, itself, -torch.inf).log_softmax(1)
+    positive = (labels[:, None] == all_labels).scatter(1, itself, False)
+    n_positives = positive.sum(1)  # (A,)
+    per_anchor = log_prob.masked_fill(~positive, 0).sum(1) / n_positives.clamp(min=1)
+    return per_anchor.sum(), (n_positives > 0).sum().to(embedding.dtype)
+
+
+def compare_in_tiles(anchors, others):
+    """The same as `compare(*anchors, *others)`, a tile of anchors at a time."""
+    rows = max(TILE // len(others[0]), 1)
+    if len(anchors[0]) <= rows:
+        return compare(*anchors, *others)
+    tiles = [
+        checkpoint(compare, *tile, *others, use_reentrant=False)
+        for tile in zip(*(x.split(rows) for x in anchors), strict=True)
+    ]
+    return [sum(parts) for parts in zip(*tiles, strict=True)]
 
 
 def prototype_loss(embedding, labels, prototypes, temperature=0.07):
