@@ -56,7 +56,8 @@ def test_memory_does_not_grow_with_the_length_of_training(module):
     build_trainer(module.settings, True, [watch]).fit(module, datamodule=module.data)
     first, middle, last = watch.found
     assert last[:2] == middle[:2] == first[:2]
-    assert last[2] - middle[2] < 500 / 4  # pieces of memory, one in four steps
+    # Pieces of memory, one in four steps. A leak grows all the time, a library's cache once.
+    assert min(last[2] - middle[2], middle[2] - first[2]) < 500 / 4
 
 
 def test_memory_grows_with_the_test_set_by_what_is_returned_alone(module):
