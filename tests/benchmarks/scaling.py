@@ -39,7 +39,7 @@ On two cores of a Xeon, in 2 minutes:
     16384               1102 MiB      1102 MiB
     32768               4366 MiB      1120 MiB
 
-So the gradients cost most up to some 64 GPUs, then the embeddings, which grow with their number.
+So the gradients cost most up to some 45 GPUs, then the embeddings, which grow with their number.
 """
 
 import argparse

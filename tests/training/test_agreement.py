@@ -53,11 +53,17 @@ def test_a_figure_may_reach_the_border():
     assert border_background(torch.zeros(1, 3, 16, 16)).all()
 
 
-def test_figures_of_scenes_are_found():
-    images, _, _, objects = PartWhole("train", size=50, seed=7, objects=2).arrays()
-    figure = ~border_background(mean_shift(torch.from_numpy(images) / 255)).numpy()
-    both, either = figure & (objects > 0), figure | (objects > 0)
-    assert (both.sum((1, 2)) / either.sum((1, 2))).mean() > 0.7
+def test_figures_of_scenes_that_touch_the_border_are_found():
+    images, _, _, objects = PartWhole("train", size=400, seed=7).arrays()
+    true = objects > 0
+    ends = true.copy()
+    ends[:, 1:-1, 1:-1] = False
+    touch = ends.any((1, 2))
+    assert touch.sum() > 10
+    true, found = true[touch], border_background(mean_shift(torch.from_numpy(images[touch]) / 255))
+    found = ~found.numpy()
+    fits = (true & found).sum((1, 2)) / (true | found).sum((1, 2))
+    assert fits.mean() > 0.8  # 0.66 if all that the border joins is background
 
 
 def test_a_figure_that_divides_the_background():

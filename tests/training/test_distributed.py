@@ -292,7 +292,7 @@ def test_death_of_one_process_ends_the_other(tmp_path, victim):
 
 OPTIONS = {
     "published": dict(iters=1),
-    "masked": dict(iters=1, pretraining="masked", level_cosine=0.1),
+    "masked": dict(iters=2, iters_spread=1, pretraining="masked", level_cosine=0.1),
     "agreement": dict(consensus="agreement_repel", head="dissimilarity", iters_spread=1),
 }
 

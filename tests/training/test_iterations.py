@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 import torch
+from conftest import run_program
 
-from agglomerator import Agglomerator
+from agglomerator import Agglomerator, load_checkpoint
 from agglomerator.config import Settings
+from agglomerator.config.checks import check_spread
 from agglomerator.data.module import ImageDataModule
 from agglomerator.training.module import LitAgglomerator
 from agglomerator.util.errors import UserError
@@ -60,11 +62,11 @@ def test_validation_and_test_have_the_number_of_the_settings():
 
 
 REFUSED = {
-    "too few": (dict(iters_spread=2), "--iters_spread=2", "--iters=4"),
-    "below the last": (dict(iters_spread=1, denoise_iter=-2), "--iters_spread=1", "--iters=4"),
+    "too few": (dict(iters_spread=2), "--iters_spread=2", "--iters_spread=1"),
+    "below the last": (dict(iters_spread=1, denoise_iter=-2), "--iters_spread=1", "spread=0"),
     "one state": (dict(iters_spread=1, denoise_iter=3), "--denoise_iter=3", "--denoise_iter=-1"),
     "masked": (
-        dict(iters_spread=3, pretraining="masked", head="mean"), "--iters_spread=3", "--iters=4",
+        dict(iters_spread=3, pretraining="masked", head="mean"), "--iters_spread=3", "spread=2",
     ),
     "negative": (dict(iters_spread=-1), "--iters_spread=-1", "at least 0"),
 }  # fmt: skip
@@ -73,11 +75,20 @@ REFUSED = {
 @pytest.mark.parametrize("values, flag, way_out", REFUSED.values(), ids=REFUSED)
 def test_a_spread_that_leaves_too_few_iterations_is_refused(values, flag, way_out):
     with pytest.raises(UserError) as error:
-        SETTINGS.replace(**values)
+        check_spread(SETTINGS.replace(**values))
     message = str(error.value)
     assert message.startswith(f"{flag}: ") and way_out in message and "\n" not in message
 
 
-def test_a_test_may_have_fewer_iterations_than_the_training():
-    assert SETTINGS.replace(iters_spread=1, iters=2, mode="test").n_iters == 2
-    assert SETTINGS.replace(iters_spread=1, iters=2, supervise=True).n_iters == 2
+def test_a_trained_network_may_have_fewer_iterations(tmp_path):
+    common = "--dataset=digits", "--image_size=8", "--conv_image_size=2", "--n_channels=1"
+    run = *common, "--output_dir", tmp_path, "--exp_name=x", "--logger=none", "--limit_test=1"
+    train = "--iters=3", "--max_epochs=1", "--limit_train=2", "--limit_val=1", "--patch_dim=8"
+    run_program(*run, *train, "--iters_spread=1", "--contr_dim=8", "--head=grid")
+    path = tmp_path / "x" / "checkpoints" / "last.ckpt"
+    assert load_checkpoint(path, iters=1, denoise_iter=1).settings.n_iters == 1
+    begin = "--load_checkpoint_dir", path, "--iters=2"
+    for more in (("--mode=test",), ("--supervise", "--max_epochs=1"), ("--max_epochs=1",)):
+        run_program(*run, *begin, *more)
+    done = run_program(*run, *begin, "--iters_spread=1", ok=False)
+    assert done.stderr.startswith("error: --iters_spread=1: from --iters=2 ")

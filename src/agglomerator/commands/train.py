@@ -14,6 +14,7 @@ from agglomerator.commands.report import (
     summarise,
     tell_blindness,
 )
+from agglomerator.config.checks import check_spread
 from agglomerator.plan import of_stage, resolve
 from agglomerator.runs import checkpoints
 from agglomerator.runs.folder import RunFolder
@@ -47,6 +48,7 @@ def train(settings, given, advise=True):
     """
     plan = resolve(settings, given, "train")
     settings, folder = plan.settings, plan.folder
+    check_spread(settings)
     if plan.is_done:
         best = tell_done(settings, plan.start)
     else:

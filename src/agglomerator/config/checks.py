@@ -36,7 +36,6 @@ def check(settings):
     check_grid(settings)
     check_tokenizer(settings)
     check_state(settings)
-    check_spread(settings)
     check_successors(settings)
     check_strategy(settings)
 
@@ -101,7 +100,8 @@ def check_agreement(settings):
     """--agreement_cue=islands needs a teacher, and --augmentation=views."""
     if not settings.is_taught:
         return
-    if settings.trains and settings.load_checkpoint_dir is None and not settings.resume_training:
+    trains = settings.mode in ("train", "all")
+    if trains and settings.load_checkpoint_dir is None and not settings.resume_training:
         raise UserError(
             "--agreement_cue=islands: a trained network teaches; name its checkpoint by "
             "--load_checkpoint_dir, one of --agreement_cue=composites for example."
@@ -161,21 +161,22 @@ def check_state(settings):
 
 
 def check_spread(settings):
-    """What is trained sees the image after the fewest iterations too."""
+    """Raises UserError if in some steps of a training the image does not reach what is trained."""
     s = settings
-    if not s.iters_spread or not s.trains or s.stage == "supervised":
+    if not s.iters_spread or s.stage == "supervised":
         return
-    if s.denoise_iter >= 0:
+    masked = s.stage == "masked"
+    if s.denoise_iter >= 0 and not masked:
         raise UserError(
             f"--denoise_iter={s.denoise_iter}: with --iters_spread steps have different numbers of "
             "states; use --denoise_iter=-1, the last."
         )
-    needed = 1 if s.stage == "masked" else s.levels - 1 - s.denoise_iter
+    needed = 1 if masked else s.levels - 1 - s.denoise_iter
     if s.n_iters - s.iters_spread < needed:
         raise UserError(
-            f"--iters_spread={s.iters_spread}: in some steps {s.n_iters - s.iters_spread} "
-            f"iterations, too few for the image to reach what is trained, which takes {needed}; "
-            f"use at least --iters={needed + s.iters_spread}."
+            f"--iters_spread={s.iters_spread}: from --iters={s.n_iters} some steps would have "
+            f"fewer iterations than the {needed} in which the image reaches what is trained; use "
+            f"at most --iters_spread={max(s.n_iters - needed, 0)}, or more iterations."
         )
 
 

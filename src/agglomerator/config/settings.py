@@ -54,11 +54,6 @@ class Settings(
         return "supervised" if self.supervise else self.pretraining
 
     @property
-    def trains(self):
-        """Whether a network is to learn."""
-        return self.mode in ("train", "all")
-
-    @property
     def classifies(self):
         """Whether it is stage two, which has a classifier."""
         return self.supervise or self.finetune

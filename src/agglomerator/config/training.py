@@ -48,10 +48,12 @@ class TrainingSettings:
     )
     iters_spread: int = setting(
         0,
-        "Each step of training draws its number of iterations, from iters - iters_spread to iters "
-        "+ iters_spread. Then islands and classes stay the same however long the loop runs. 0: "
-        "always iters, as published.",
+        "Each batch draws its number of iterations, from iters - iters_spread to iters + "
+        "iters_spread, where the network learns (not in stage two without --finetune). Then "
+        "islands and classes change little within that range. With --compile each number takes a "
+        "compilation of its own. 0: always iters, as published.",
         low=0,
+        high=10000,
     )
     weight_decay: float = setting(5e-4, "Weight decay of the optimizer.", low=0)
     lr_speed: int = setting(

@@ -118,7 +118,7 @@ class LitAgglomerator(LightningModule):
         return seeded_generator(self.settings.seed, epoch, batch_idx, self.global_rank, evaluates)
 
     def _iters(self, batch_idx):
-        """The iterations of a step in which the network learns, the same in all processes."""
+        """How many iterations a batch of training has, the same in all processes."""
         s = self.settings
         if not s.iters_spread or self.stage == "supervised":
             return s.n_iters
@@ -133,6 +133,9 @@ class LitAgglomerator(LightningModule):
         stage two that is the network alone; else see `Contrast.compile` and
         `Reconstruction.compile`.
         """
+        most = 2 * self.settings.iters_spread + 2  # one for each number of iterations, one to spare
+        limit = torch._dynamo.config.recompile_limit
+        torch._dynamo.config.recompile_limit = max(limit, most)
         if self.stage == "masked":
             self.reconstruction.compile()
         elif self.stage == "contrastive" and processes == 1 and not self.settings.composes:

@@ -16,8 +16,8 @@ from agglomerator.util.precision import upcast
 COLOUR_WIDTH = 0.08  # standard deviation of the kernel of mean shift; colours are from 0 to 1
 SAME_PATCH = 0.08  # colours that differ by less are of one patch
 OTHER_PATCH = 0.16  # colours that differ by more are of two, also where columns are not neighbours
-ALONG_BORDER = 1.5  # columns on the border / sqrt(columns), of a patch of the background
-SMALL = 1 / 16  # share of the columns; a patch as small, if it touches the border, is background
+ALONG_BORDER = 1.5  # a patch with so many columns on the border, times the root of all its columns,
+SMALL = 1 / 16  # or with at most this share of the columns, of which one is on it, is background
 ROUNDS = 2  # for every doubling of the columns; to ask whether fewer do would wait for the GPU
 SHIFTS = 4  # distant columns that each column is compared with
 
@@ -75,7 +75,7 @@ def border_background(colours):
     patch = number_patches(colours).flatten(1)  # (B, n)
     inside = torch.ones(max(side - 2, 0), max(side - 2, 0), device=device)
     on_border = (F.pad(inside, (1,) * 4)[:side, :side] == 0).flatten().expand(len(patch), -1)
-    none = torch.zeros(patch.shape, device=device)
+    none = torch.zeros(patch.shape, dtype=torch.float32, device=device)  # counts, also in bf16-true
     columns = none.scatter_add(1, patch, torch.ones_like(none))
     of_border = none.scatter_add(1, patch, on_border.to(none))
     is_small = columns <= SMALL * side * side

@@ -52,7 +52,7 @@ def supervised_contrastive_loss(embedding, labels, temperature=0.07, across_proc
     return -(temperature / 0.07) * total / n_anchors.where(n_anchors > 0, 1)
 
 
-def compare(embedding, labels, itself, all_embeddings, all_labels, temperature):
+def compare_anchors(embedding, labels, itself, all_embeddings, all_labels, temperature):
     """Compare some anchors with all views.
 
     Args:
@@ -75,12 +75,12 @@ def compare(embedding, labels, itself, all_embeddings, all_labels, temperature):
 
 
 def compare_in_tiles(anchors, others):
-    """The same as `compare(*anchors, *others)`, a tile of anchors at a time."""
+    """The same as `compare_anchors(*anchors, *others)`, a tile of anchors at a time."""
     rows = max(TILE // len(others[0]), 1)
     if len(anchors[0]) <= rows:
-        return compare(*anchors, *others)
+        return compare_anchors(*anchors, *others)
     tiles = [
-        checkpoint(compare, *tile, *others, use_reentrant=False)
+        checkpoint(compare_anchors, *tile, *others, use_reentrant=False, preserve_rng_state=False)
         for tile in zip(*(x.split(rows) for x in anchors), strict=True)
     ]
     return [sum(parts) for parts in zip(*tiles, strict=True)]
