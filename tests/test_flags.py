@@ -70,6 +70,18 @@ def test_later_flag_wins_over_the_flagfile(tmp_path):
     assert parse("--levels=5", f"--flagfile={path}")["typed"] == ["levels"]
 
 
+def test_a_threshold_wins_over_the_loss_of_a_flagfile(tmp_path):
+    path = tmp_path / "small.cfg"
+    path.write_text("--island_loss=0.04\n--island_threshold=0.7\n")
+    for words, found in (
+        ((), (0.7, 0.04)),
+        (("--island_threshold=0.9",), (0.9, None)),
+        (("--island_threshold=0.9", "--island_loss=0.02"), (0.9, 0.02)),
+    ):
+        settings = parse(f"--flagfile={path}", *words)["settings"]
+        assert (settings["island_threshold"], settings["island_loss"]) == found
+
+
 # Lines of a flagfile as users write them, and what they say.
 LINES = {
     "--levels 3": ("levels", 3),

@@ -7,11 +7,14 @@ from conftest import SMALL, run_main, run_program, small_run
 from PIL import Image
 
 from agglomerator import load_checkpoint
-from agglomerator.commands.islands import numbers_in, page_of_test
+from agglomerator.commands.islands import numbers_in, own_pages, page_of_test
 from agglomerator.config import Settings
+from agglomerator.data import registry
 from agglomerator.data.masks import NOWHERE, masked_folder
 from agglomerator.data.module import ImageDataModule
+from agglomerator.data.preprocessing import Preprocessing
 from agglomerator.data.sets.folder import pages_of_files
+from agglomerator.data.transforms import normalize
 from agglomerator.islands.segments import count, segment
 from agglomerator.runs.checkpoints import SHELF
 from agglomerator.util.errors import UserError
@@ -156,13 +159,39 @@ def test_own_images_that_cannot_be_drawn(stage_one_checkpoint, tmp_path):
     broken.write_bytes(PNG)
     for path, words in {broken: "cannot be read", tmp_path / "none": "no such file"}.items():
         with pytest.raises(UserError, match=words) as error:
-            list(pages_of_files(Settings(mode="islands", images=str(path))))
+            list(pages_of_files(Settings(mode="islands", images=str(path)), 32))
         assert str(path) in str(error.value)
     skipping = Settings(mode="islands", images=str(broken), skip_unreadable=True)
     with pytest.raises(UserError, match="none of 1 files can be read"):
-        list(pages_of_files(skipping))
+        list(pages_of_files(skipping, 32))
     with pytest.raises(UserError, match="only --mode=islands and --mode=explore"):
         Settings(mode="test", images=str(broken))
+
+
+def test_own_images_are_seen_as_test_images_are(tmp_path):
+    """smallNORB's are resized to 1.5 times image_size, and their middle is cut out."""
+    values = np.random.default_rng(0).integers(1, 6, (2, 96, 96)).astype(np.uint8)
+    for folder, image in zip(("test", "parts/test"), (40 * values[0], values[1]), strict=True):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.fromarray(image).save(tmp_path / folder / "x.png")
+    s = Settings(
+        dataset="smallNORB", image_size=32, conv_image_size=8, n_channels=1, mode="islands",
+        images=str(tmp_path), n_classes=5,
+    )  # fmt: skip
+    (page,) = own_pages(s)
+    images, (shown,), names, masks = page
+    path = tmp_path / "test/x.png"
+    prepared = Preprocessing(s)([path])
+    assert normalize(images, *registry.normalization_of(s)).equal(prepared)
+    (person,) = Preprocessing(s).photographs([path])
+    assert shown.equal(person) and names == ["x.png"]
+    # Nearest neighbour to 48x48 takes every second pixel; the middle begins at pixel 16 of 96.
+    rows = np.arange(16, 80, 2)
+    assert any(
+        (masks["parts"][0] == values[1][np.ix_(rows + dy, rows + dx)]).all()
+        for dy in (0, 1)
+        for dx in (0, 1)
+    )
 
 
 @pytest.fixture

@@ -226,7 +226,7 @@ def test_training_masks_are_spread_over_the_images(root):
 
 def test_pictures_of_a_folder_with_masks_are_of_its_test_images(root, capfd):
     own = settings(root, mode="islands", images=str(root))
-    pages = list(pages_of_files(own, rows=4))
+    pages = list(pages_of_files(own, 8, rows=4))
     names = [[Path(path).name for path in paths] for _, paths in pages]
     assert names == [["0.png", "2.png", "0.png", "2.png"]]
     assert "4 of the 8 images in test/ are drawn" in capfd.readouterr().out

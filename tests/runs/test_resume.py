@@ -263,6 +263,12 @@ def test_a_finished_job_says_so_and_what_comes_next(tmp_path, stage_one_checkpoi
     best = last.with_name("supervised_best.ckpt")
     assert following.endswith(f"--supervise --load_checkpoint_dir={best} --mode=test")
     assert contents(tmp_path) == before
+    changed = "--resume_training", "--supervised_learning_rate=0.5", "--patch_dim=32", "--seed=42"
+    _, width, rate, _ = run_words(*words, *changed).splitlines()
+    start = f"{last} was trained with"
+    assert width.startswith(f"--patch_dim=32: {start} 16; ")
+    assert rate.startswith(f"--supervised_learning_rate=0.5: {start} 0.01; ")
+    assert contents(tmp_path) == before
 
     words += ["--resume_training", "--supervised_epochs=2", "--supervised_learning_rate=0.5"]
     said = run_words(*words)

@@ -25,10 +25,10 @@ def run_all(settings, given):
         registry.check_test(settings)
         one = stage_one(settings)
         say(f"Stage one: {one.stage} pre-training")
-        best = done_before(one) or train(one, given, advise=False)
+        best = done_before(one, given) or train(one, given, advise=False)
         say("Stage two: the classifier")
         two = stage_two(settings, best)
-        best = done_before(two) or train(two, given, advise=False)
+        best = done_before(two, given) or train(two, given, advise=False)
     except Stopped as stopped:
         stopped.go_on = how_to_go_on(settings)
         raise

@@ -20,6 +20,7 @@ from agglomerator.commands.islands import (
     states_of_images,
 )
 from agglomerator.commands.report import tell_blindness
+from agglomerator.data import registry
 from agglomerator.data.sets.folder import files_of_images
 from agglomerator.islands import window
 from agglomerator.islands.album import Album
@@ -134,7 +135,8 @@ class Gallery:
             self.rows = rows_of(self.data, numbers)
         else:
             self.data = None
-            self.files = files_of_images(self.settings.replace(skip_unreadable=False))
+            s = self.settings.replace(skip_unreadable=False)
+            self.files = files_of_images(s, registry.side_of(s))
             self.rows = self.files.labels
         self.islands = lru_cache(KEPT)(self.islands)
         self._fit()

@@ -17,7 +17,7 @@ from agglomerator.data import registry
 from agglomerator.data.images import numbered, photographs
 from agglomerator.data.masks import MASKS, masks_of
 from agglomerator.data.sets.folder import folder_of, pages_of_files
-from agglomerator.data.transforms import normalize
+from agglomerator.data.transforms import center_crop, normalize
 from agglomerator.islands.album import Album
 from agglomerator.islands.figures import evenly_spaced
 from agglomerator.islands.inspection import finite, joined, states_of
@@ -49,7 +49,7 @@ def islands(settings, given):
         pages = _of_test(build_data(plan), numbers)
         kind, subject = "test", f"{settings.dataset}, test images"
     else:
-        pages, kind, subject = _own(settings), "images", "own images"
+        pages, kind, subject = own_pages(settings), "images", "own images"
     record = plan.folder.islands / f"{kind}.json"
     pictures = [
         path for end in FIGURE_FORMATS for path in plan.folder.islands.glob(f"{kind}*.{end}")
@@ -106,22 +106,22 @@ def states_of_images(model, images, settings):
     return finite(states_of(model, normalize(images, *registry.normalization_of(settings))))
 
 
-def _own(settings):
+def own_pages(settings):
     """Pages of the user's images: images (B, C, H, W) for the network, the same for people, names,
     and true segments, None if masks do not lie beside the images."""
-    for images, paths in pages_of_files(settings, ROWS):
+    for images, paths in pages_of_files(settings, registry.side_of(settings), ROWS):
         yield page_of_files(images, paths, settings)
 
 
 def page_of_files(images, paths, settings):
-    """What is shown of image files that were read, like the pages of `_own`."""
-    names = [Path(path).name for path in paths]
-    masks = masks_of(paths, Path(settings.images), settings.image_size)
-    return images, photographs(paths, settings), names, masks
+    """What is shown of image files that were read, like the pages of `own_pages`."""
+    s, names = settings, [Path(path).name for path in paths]
+    shown = photographs(paths, s, registry.entry_of(s).margin)
+    return center_crop(images, s.image_size), shown, names, masks_of(paths, Path(s.images), s)
 
 
 def _of_test(data, numbers=None):
-    """Pages of test images, like those of `_own`, with their true segments where they are known.
+    """Pages of test images, as `own_pages` has them, with true segments where they are known.
 
     Args:
         data: of the run.
@@ -138,7 +138,7 @@ def _of_test(data, numbers=None):
 
 
 def page_of_test(data, rows, with_numbers=True):
-    """Test images, like the pages of `_own`.
+    """Test images, like the pages of `own_pages`.
 
     Args:
         data: of the run.
@@ -153,9 +153,7 @@ def page_of_test(data, rows, with_numbers=True):
     if dataset.paths is not None:
         paths, s = dataset.paths[rows.numpy()], data.settings
         shown = photographs(paths, s, data.entry.margin)
-        masks = None
-        if data.entry.margin == 1:  # or they show another part of the image
-            masks = masks_of([os.fsdecode(path) for path in paths], folder_of(s), s.image_size)
+        masks = masks_of([os.fsdecode(path) for path in paths], folder_of(s), s)
         return images, shown, names, masks
     known = [name for name in MASKS if name in getattr(dataset, "extra", {})]
     masks = {name: np.asarray(dataset.extra[name])[rows.numpy()] for name in known}

@@ -14,8 +14,9 @@ from agglomerator.commands.report import (
     summarise,
     tell_blindness,
 )
+from agglomerator.config import INPUT_SETTINGS, MODEL_SETTINGS
 from agglomerator.config.checks import check_spread
-from agglomerator.plan import of_stage, resolve
+from agglomerator.plan import KEPT, OF_TRAINING, of_stage, resolve
 from agglomerator.runs import checkpoints
 from agglomerator.runs.folder import RunFolder
 from agglomerator.runs.record import lock_run_folder, put_aside, recorded
@@ -34,6 +35,9 @@ from agglomerator.util.errors import SharedError, UserError
 from agglomerator.util.files import written_whole
 from agglomerator.util.terminal import say
 
+# What a training that is done is asked about.
+DECIDED = tuple(dict.fromkeys((*MODEL_SETTINGS, *INPUT_SETTINGS, "optimizer", *KEPT, *OF_TRAINING)))
+
 
 def train(settings, given, advise=True):
     """Train one stage.
@@ -50,7 +54,7 @@ def train(settings, given, advise=True):
     settings, folder = plan.settings, plan.folder
     check_spread(settings)
     if plan.is_done:
-        best = tell_done(settings, plan.start)
+        best = tell_done(settings, plan.start, given)
     else:
         model = build_network(plan, training=True)
         signals = StopSignals()
@@ -168,18 +172,19 @@ def told_how_to_go_on(plan, module):
         ) from None
 
 
-def done_before(settings):
+def done_before(settings, given):
     """The best checkpoint of a stage if --resume_training finds it complete, or None."""
     last = RunFolder(settings).last
     if settings.resume_training and last.is_file():
         start = checkpoints.read(last)
         if start.epochs >= of_stage(settings).max_epochs:
-            return tell_done(of_stage(settings), start)
+            return tell_done(of_stage(settings), start, given)
     return None
 
 
-def tell_done(settings, start):
-    """Say that a training is complete; returns the path of its best checkpoint."""
+def tell_done(settings, start, given):
+    """Say that a training is complete, and which flags it did not have; returns the path of its
+    best checkpoint."""
     best = RunFolder(settings).best
     ended = start.settings.get("lr_speed", 0) <= start.epochs
     anew = (
@@ -190,5 +195,12 @@ def tell_done(settings, start):
         f"It is done: {start.name} has done {start.epochs} epochs; to go on, ask for more than "
         f"--{settings.flag_of('max_epochs')}={settings.max_epochs}{anew * ended}."
     )
+    for name in DECIDED:
+        flag, before = settings.flag_of(name), start.settings.get(name)
+        if flag in given and before not in (None, getattr(settings, name)):
+            say(
+                f"--{flag}={getattr(settings, name)}: {start.name} was trained with {before}; to "
+                "train with the new value, leave out --resume_training, or give a new --exp_name."
+            )
     own = start.path.resolve().parent == best.parent.resolve()
     return best if own and best.is_file() else start.name

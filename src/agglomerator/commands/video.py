@@ -12,7 +12,7 @@ from agglomerator.data.clips import FASTEST, read_frames, write_mp4
 from agglomerator.data.module import n_batches
 from agglomerator.data.sets.moving import draw_clip
 from agglomerator.data.sets.partwhole import PartWhole
-from agglomerator.data.transforms import normalize, to_channels
+from agglomerator.data.transforms import center_crop, normalize, to_channels
 from agglomerator.islands.figures import animate, rule_of_islands
 from agglomerator.islands.tracks import lives
 from agglomerator.islands.video import best_possible, draw_frames, rows_of, score, watch
@@ -87,9 +87,11 @@ def draw_video(plan, model):
 def _own(settings):
     """The clip of --images: images and what is shown (1, F, C, H, W) uint8, its name,
     frames a second, and no masks."""
-    frames = read_frames(settings.images, settings.image_size, settings.n_channels)
-    name = Path(settings.images).name
-    return frames.images[None], frames.shown[None], [name], frames.rate, {}
+    s, margin = settings, registry.entry_of(settings).margin
+    frames = read_frames(s.images, registry.side_of(s), s.n_channels)
+    images = center_crop(frames.images, s.image_size)
+    shown = center_crop(frames.shown, round(frames.shown.shape[-1] / margin))
+    return images[None], shown[None], [Path(s.images).name], frames.rate, {}
 
 
 def _scenes(settings):

@@ -41,4 +41,8 @@ def derive(values, given):
         follows["head"] = "mean"
     if "max_epochs" in given:
         follows["lr_speed"] = values["max_epochs"]
-    return follows | {name: values[name] for name in given}
+    follows |= {name: values[name] for name in given}
+    typed = getattr(given, "typed", given)
+    if "island_threshold" in typed and "island_loss" not in typed:  # that is a flagfile's
+        follows["island_loss"] = None
+    return follows

@@ -141,17 +141,17 @@ def _mask_paths(folder, kind, split, images):
     return wanted, [path if os.path.isfile(path) else None for path in wanted]
 
 
-def masks_of(paths, folder, size):
+def masks_of(paths, folder, settings):
     """The masks of some test images of a folder, for pictures.
 
     Args:
         paths: of the B images.
         folder: path that holds them in test/, or in val/ if there is none.
-        size: side of the masks that come out, S.
+        settings: of the run.
 
     Returns:
-        A dictionary of (B, S, S) uint8 arrays, with the keys "parts", "objects" or one of them;
-        None if no masks lie beside it.
+        A dictionary of (B, S, S) uint8 arrays, S = image_size, with the keys "parts", "objects" or
+        one of them; None if no masks lie beside it.
     """
     if not folders.has_masks(folder):
         return None
@@ -159,8 +159,14 @@ def masks_of(paths, folder, size):
     for kind in MASKS:
         _, found = _mask_paths(folder, kind, folders.tested_folder(folder), paths)
         if any(found):
-            masks[kind] = MaskFiles(found, paths, size)[range(len(paths))]
+            files = MaskFiles(found, paths, registry.side_of(settings))
+            masks[kind] = _middle(files[range(len(paths))], settings)
     return masks
+
+
+def _middle(masks, settings):
+    """What the network sees of masks (B, H, H): (B, S, S), S = image_size."""
+    return center_crop(torch.as_tensor(masks)[:, None], settings.image_size)[:, 0].numpy()
 
 
 def _first(paths):
@@ -265,7 +271,7 @@ def of_folder(settings):
         return None
     split = folders.tested_folder(folder)
     paths = folders.images_below(folder / split)[0]
-    size = s.image_size if s.images is not None else registry.side_of(s)
+    size = registry.side_of(s)
     masks = masks_beside(folder, split, paths, size)
     numbers = range(len(paths))
     images = ImageFiles(paths, numbers, paths, size, s.n_channels, s.skip_unreadable)
@@ -302,11 +308,9 @@ def of_training(settings, most=SCENES):
     if not folders.has_masks(folder, "train"):
         return {}
     paths = folders.images_below(folder / "train")[0]
-    size = s.image_size if s.images is not None else registry.side_of(s)
     masks = {}
-    for name, files in masks_beside(folder, "train", paths, size).items():
+    for name, files in masks_beside(folder, "train", paths, registry.side_of(s)).items():
         rows = np.flatnonzero(files.known)
         rows = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
-        cropped = center_crop(torch.as_tensor(files[rows])[:, None], s.image_size)
-        masks[name] = cropped[:, 0].numpy()
+        masks[name] = _middle(files[rows], s)
     return masks

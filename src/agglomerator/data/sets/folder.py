@@ -149,9 +149,13 @@ def read_folder(settings, split, size):
     return files.in_memory(settings.num_workers)
 
 
-def files_of_images(settings):
+def files_of_images(settings, size):
     """The images of --images, a file or a folder; of a folder that has masks beside its test/
     (`data/masks.py`), those in test/.
+
+    Args:
+        settings: of the run.
+        size: side of the images that come out, in pixels.
 
     Returns:
         `ImageFiles`, whose labels are the numbers of the images.
@@ -170,20 +174,20 @@ def files_of_images(settings):
     if others:
         say(f"--images={path}: left out{_no_images(others)}.")
     numbers = list(range(len(paths)))
-    return ImageFiles(paths, numbers, paths, s.image_size, s.n_channels, s.skip_unreadable)
+    return ImageFiles(paths, numbers, paths, size, s.n_channels, s.skip_unreadable)
 
 
-def pages_of_files(settings, rows=8):
+def pages_of_files(settings, size, rows=8):
     """The images of `files_of_images`, `rows` at a time; of a folder that has masks, `rows` in all.
 
     Yields:
-        (images, paths): (B, n_channels, image_size, image_size) uint8, and paths of the files.
+        (images, paths): (B, n_channels, size, size) uint8, and paths of the files.
 
     Raises:
         UserError: there is no image, or none can be read, or one cannot be read and
             skip_unreadable is not set.
     """
-    files = files_of_images(settings)
+    files = files_of_images(settings, size)
     numbers, path = list(range(len(files))), Path(settings.images)
     if has_masks(path) and len(files) > rows:
         within = tested_folder(path)
