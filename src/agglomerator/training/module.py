@@ -136,6 +136,8 @@ class LitAgglomerator(LightningModule):
         most = 2 * self.settings.iters_spread + 2  # one for each number of iterations, one to spare
         limit = torch._dynamo.config.recompile_limit
         torch._dynamo.config.recompile_limit = max(limit, most)
+        # As without compilation: what stays out of autocast does so in the backward pass, too.
+        torch._functorch.config.backward_pass_autocast = "off"
         if self.stage == "masked":
             self.reconstruction.compile()
         elif self.stage == "contrastive" and processes == 1 and not self.settings.composes:
