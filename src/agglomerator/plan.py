@@ -77,7 +77,7 @@ def resolve(settings, given, use):
     Raises:
         UserError: flags, data set and checkpoint contradict each other, or a checkpoint is missing.
     """
-    start = _find_start(settings, use)
+    start, settings = _find_start(settings, use), _without_flip(settings, use)
     settings = complete_from_images(settings, given, start, counts=use != "islands")
     settings = of_stage(settings) if use == "train" else _as_trained(settings, start, use)
     if start is None:
@@ -188,6 +188,14 @@ def _as_trained(settings, start, use):
     )
 
 
+def _without_flip(settings, use):
+    """The settings without --test_time_flip where it has no effect; says so."""
+    if use in ("train", "test") or not settings.test_time_flip:
+        return settings
+    say("--test_time_flip: does nothing here; only a test takes mirror images.")
+    return settings.replace(test_time_flip=False)
+
+
 def complete_from_data(settings, given):
     """The settings with n_classes as the data set has it; `given` names what the user gave.
 
@@ -251,7 +259,12 @@ def _tell_data(settings, given, start, use):
     before = start.settings.get("normalization")
     if "normalization" in given and before is not None and settings.normalization != before:
         say(f"--normalization={settings.normalization}: {start.name} was trained by {before}'s.")
-    for name in (*UNSEEN, *(LOSS_SETTINGS if use == "test" else ())):
+    taken = [name for name in UNSEEN if name not in given and name not in start.settings]
+    if taken and start.stage is None:
+        values = {name: getattr(settings, name) for name in taken} | {"iters": settings.n_iters}
+        values = " ".join(f"--{name}={values[name]}" for name in taken)
+        say(f"{start.name} does not tell some settings: taken as {values}.")
+    for name in (*UNSEEN, "image_size", *(LOSS_SETTINGS if use == "test" else ())):
         before, wanted = start.settings.get(name), getattr(settings, name)
         if name == "iters" and before is None:
             before = 2 * start.settings["levels"]
@@ -263,8 +276,14 @@ def _tell_data(settings, given, start, use):
 def _split(settings, asked, given, start, use):
     """(settings, split_seed): the images held out follow the checkpoint if it is of the same
     training images."""
-    unused = use == "test" and settings.classifies
-    if unused or start.split_seed is None:
+    if use == "test" and settings.classifies:
+        return settings, settings.seed
+    if start.split_seed is None:
+        if use == "train":
+            say(
+                f"{start.name} does not tell which images it learned from: the images held out may "
+                "be among them, and their figures too good."
+            )
         return settings, settings.seed
     there, dataset = start.training_images, start.settings.get("dataset")
     if (

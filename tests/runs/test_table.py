@@ -102,6 +102,38 @@ def test_validation_is_that_of_the_best_checkpoint(tmp_path, monitor, val_loss):
     assert row["val_loss"] == val_loss
 
 
+def write_part(place, name, started, **flags):
+    part = {"flags": {"dataset": "digits", **flags}, "started": started, "outcome": "finished"}
+    (place / name).write_text(json.dumps([part]))
+
+
+def test_a_later_stage_one_has_not_led_to_an_earlier_stage_two(tmp_path):
+    for run, one in (("a", "2026-01-01T10:00:00"), ("b", "2026-01-03T10:00:00")):
+        (tmp_path / run).mkdir()
+        write_part(tmp_path / run, "run.json", one, patch_dim={"a": 64, "b": 256}[run])
+        write_part(tmp_path / run, "supervised_run.json", "2026-01-02T10:00:00")
+    rows, differing = runs_of(tmp_path)
+    assert differing == ["patch_dim"]
+    found = {(row["run"], row["stage"]): row.get("patch_dim") for row in rows}
+    assert found["a", "supervised"] == 64 and found["b", "supervised"] is None
+    assert found["b", "contrastive"] == 256
+
+
+def test_the_test_of_another_run_of_the_same_name_is_not_the_runs_own(tmp_path):
+    places = [tmp_path / run / "CIFAR10" for run in "ab"]
+    for place, seed in zip(places, (1, 2), strict=True):
+        place.mkdir(parents=True)
+        write_part(place, "supervised_run.json", "2026-01-01T10:00:00", seed=seed)
+    test = {"dataset": "digits", "error": 0.5, "settings": {"limit_test": 0.5}}
+    for of, errors in (("b", [None, 0.5]), ("a", [0.5])):
+        test["checkpoint"] = f"output/{of}/CIFAR10/checkpoints/supervised_best.ckpt"
+        (places[0] / "test_supervised.json").write_text(json.dumps(test))
+        rows, _ = runs_of(tmp_path)
+        mine = [row for row in rows if row["run"] == "a/CIFAR10"]
+        assert [row.get("test_error") for row in mine] == errors
+        assert mine[-1]["tested_with"] == "--limit_test=0.5"
+
+
 def rate(run):
     return 0.01 if run == "fast" else 0.005
 

@@ -23,7 +23,7 @@ from agglomerator.islands.figures import evenly_spaced
 from agglomerator.islands.inspection import finite, joined, states_of
 from agglomerator.islands.live_view import sample_rows
 from agglomerator.plan import resolve
-from agglomerator.runs.record import lock_run_folder, make_room
+from agglomerator.runs.record import clear, lock_run_folder, make_room
 from agglomerator.util.errors import UserError
 from agglomerator.util.files import write_json
 from agglomerator.util.terminal import say
@@ -54,7 +54,7 @@ def islands(settings, given):
     pictures = [
         path for end in FIGURE_FORMATS for path in plan.folder.islands.glob(f"{kind}*.{end}")
     ]
-    title, drawn = f"Islands of agreement, {settings.exp_name}\n{subject}", []
+    title, drawn, written = f"Islands of agreement, {settings.exp_name}\n{subject}", [], set()
     for number, (images, shown, names, masks) in enumerate(pages, 1):
         if number == 1:  # there is one
             made = make_room([record, *pictures], plan.folder.path, settings, plan.start)
@@ -64,13 +64,14 @@ def islands(settings, given):
             "": seen.draw_levels(title=title),
             "_iterations": seen.draw_iterations(title=title),
         }
-        write(album, name, figures, settings)
+        written |= write(album, name, figures, settings)
         drawn.append(seen)
         if len(drawn) == GRID:
-            write_grids(album, kind, drawn, title, settings, number)
+            written |= write_grids(album, kind, drawn, title, settings, number)
             drawn = []
     if drawn:
-        write_grids(album, kind, drawn, title, settings, number)
+        written |= write_grids(album, kind, drawn, title, settings, number)
+    clear([path for path in pictures if path not in written], plan.folder.path, kind)
     write_json(record, {"checkpoint": plan.start.name} | made)
     score_folder(plan, model)
 
@@ -81,20 +82,25 @@ def write_grids(album, kind, drawn, title, settings, number):
     Args:
         drawn: the `Islands` of the pages.
         number: of the last page.
+
+    Returns:
+        The paths of the pictures, a set.
     """
     islands = joined(drawn)
     end = f"_{-(-number // GRID)}" if number > GRID else ""
     levels = evenly_spaced(islands.states.shape[3])
     figures = {f"_level{level}{end}": islands.draw_grid(level, title=title) for level in levels}
-    write(album, kind, figures, settings)
+    return write(album, kind, figures, settings)
 
 
 def write(album, name, figures, settings):
-    """Write figures, by the ends of their names, into an album, and say so."""
+    """Write figures, by the ends of their names, into an album, and say so; returns their paths, a
+    set."""
     paths = []
     for end, figure in figures.items():
         paths += album.write(name + end, figure, settings.figure_kinds, settings.figure_dpi)
     say("Written: " + ", ".join(map(str, paths)))
+    return set(paths)
 
 
 def states_of_images(model, images, settings):

@@ -75,7 +75,8 @@ def train(settings, given, advise=True):
         prepare_folder(plan, trainer)
         say(describe(module, trainer))
         fit(plan, trainer, module, signals)
-        best = folder.best if folder.best.is_file() else folder.last
+        validated = best_checkpoint.best_model_path or plan.goes_on_in_place
+        best = folder.best if validated and folder.best.is_file() else folder.last
         summarise(trainer, best, folder)
         # A signal may have come after the last step; of --mode=all there is more to stop.
         device, goes_on = trainer.strategy.root_device, settings.mode == "all"

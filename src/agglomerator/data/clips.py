@@ -109,6 +109,12 @@ def _of_folder(path, where):
     paths, others = images_below(path)
     if others:
         say(f"{where}: left out {sum(others.values())} files that are no images.")
+    folders = sorted({str(Path(each).parent) for each in paths})
+    if len(folders) > 1:
+        raise UserError(
+            f"{where}: its frames lie in {len(folders)} folders, as {folders[0]} and {folders[1]}; "
+            "name the folder of one clip."
+        )
     for each in sorted(paths, key=_by_numbers):
         with open(each, "rb") as file, Image.open(file, formats=formats()) as image:
             yield Path(each).name, ImageOps.exif_transpose(of_8_bits(image, file))

@@ -150,6 +150,12 @@ def _read(path):
                     "one place."
                 )
             places[name] = tuple(groups), number
+    for groups, number in places.values():
+        if clash := set(groups) & places.keys():
+            raise UserError(
+                f"--hierarchy={path}: line {number}: {clash.pop()} is a group here and a class in "
+                "another place; give one of them another name."
+            )
     return places
 
 

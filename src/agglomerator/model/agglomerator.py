@@ -31,6 +31,7 @@ from agglomerator.model.columns import ColumnNet, Sine
 from agglomerator.model.heads import classifier, contrastive_head
 from agglomerator.model.masked import MaskedPatches
 from agglomerator.model.tokenizer import Tokenizer
+from agglomerator.util.errors import UserError
 
 
 @dataclass
@@ -235,14 +236,14 @@ class Agglomerator(nn.Module):
     def forward(self, images, iters=None):
         """images (B, n_channels, image_size, image_size) -> embedding (B, contr_dim), unit length,
         without computing levels that it does not depend on. `iters` as in `states`."""
-        last = self.settings.denoise_iter % (self._n_iters(iters) + 1)
+        last = self._embedded(self._n_iters(iters))
         keeps = [min(self.settings.levels, last - t) for t in range(last)]
         return self._embed(self._loop(images, keeps)[-1], images.shape[0])
 
     def with_levels(self, images, iters=None):
         """The same embedding with every level computed, and the last state (B, n, K, d)."""
         states = self._loop(images, [self.settings.levels] * self._n_iters(iters))
-        embedding = self._embed(states[self.settings.denoise_iter], images.shape[0])
+        embedding = self._embed(states[self._embedded(len(states) - 1)], images.shape[0])
         return embedding, states[-1].whole(images.shape[0])
 
     def reconstruct(self, images, hidden, iters=None):
@@ -263,6 +264,16 @@ class Agglomerator(nn.Module):
 
     def _n_iters(self, iters):
         return self.settings.n_iters if iters is None else iters
+
+    def _embedded(self, n_iters):
+        """The number of the state that is embedded. Raises UserError if there is none."""
+        chosen = self.settings.denoise_iter
+        if not -n_iters - 1 <= chosen <= n_iters:
+            raise UserError(
+                f"iters={n_iters}: makes the states 0 to {n_iters}, but the network embeds state "
+                f"{chosen} (denoise_iter); use more iterations."
+            )
+        return chosen % (n_iters + 1)
 
     def _embed(self, state, n_images):
         top = state.top.expand(-1, n_images, -1).permute(1, 2, 0)  # (B, n, d)

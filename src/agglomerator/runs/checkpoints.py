@@ -18,6 +18,7 @@ internals of its scheduler, which are passed over. A plain state dict tells what
 
 import dataclasses
 import hashlib
+import math
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ from agglomerator.util.machine import memory
 
 # What leaves no trace in the weights.
 UNSEEN = "iters", "denoise_iter", "dropout", "consensus_self", "consensus_temperature"
+OF_STRIDE = "image_size", "conv_image_size"  # the stride leaves no trace in the weights, too
 OF_CLASSES = "classification_head_from_contr.", "prototypes"  # weights for each class
 
 # Networks that come with the project: `pretrained:NAME` is NAME.ckpt in this folder.
@@ -224,6 +226,8 @@ def build(checkpoint, new_classes=None, **flags):
         shown["head_side"] = side
     if settings["tokenizer_width"] == shown["patch_dim"] // shown["patch_size"] ** 2 // 2:
         settings["tokenizer_width"] = None  # says the same
+    if checkpoint.stage is not None and _stride(settings) != _stride(checkpoint.settings):
+        shown |= {name: checkpoint.settings[name] for name in OF_STRIDE}
     radius = "local_consensus_radius"
     given = settings.get(radius, 0)
     if same_mask(given, shown.setdefault(radius, checkpoint.settings.get(radius, given)), side):
@@ -257,6 +261,14 @@ def build(checkpoint, new_classes=None, **flags):
     model = Agglomerator(**settings)
     model.load_state_dict(weights, strict=False)  # DERIVED may differ
     return model.eval()
+
+
+def _stride(settings):
+    """The tokenizer's stride; None where the settings do not tell."""
+    if not settings.keys() >= {*OF_STRIDE}:
+        return None
+    image, grid = (settings[name] for name in OF_STRIDE)
+    return next((stride for stride in (4, 2, 1) if math.ceil(image / stride) == grid), None)
 
 
 def load_checkpoint(path, **flags):

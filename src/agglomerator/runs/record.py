@@ -32,7 +32,7 @@ except ImportError:  # Windows: two runs of one name are not noticed there
 # The settings that decide the figures of a test or of freeze.
 DECISIVE = {*GROUPS["Data"], *GROUPS["Model"], *LOSS_SETTINGS}
 DECISIVE |= {"seed", "precision", "island_threshold", "island_loss", "images"}
-DECISIVE -= {"num_workers", "limit_val", "recompute"}
+DECISIVE -= {"num_workers", "recompute"}
 
 _HELD = {}  # path of a lock -> its open file, for as long as this process lives
 
@@ -181,6 +181,14 @@ def make_room(paths, folder, settings, start):
             of = ", ".join(of) or "settings that they do not tell"
             say(f"Earlier results (of {of}) were moved to {aside}.")
     return {"weights": weights, "settings": made, "git": git_state()}
+
+
+@rank_zero_only
+def clear(paths, folder, kind):
+    """Move results to earlier/ that a run of the same settings did not make again."""
+    aside = _keep(paths, folder, kind)
+    if aside is not None:
+        say(f"Earlier pictures of other images were moved to {aside}.")
 
 
 def _keep(paths, folder, kind, stays=None, move=True):

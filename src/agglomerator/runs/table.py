@@ -16,8 +16,10 @@ NO_MATTER = {"dataset", "n_classes", "num_workers", "checkpoint_every", "recompu
 OF_MACHINE = "precision", "num_gpus", "num_nodes", "devices"  # which decide on it too
 DECIDE = {*GROUPS["Data"], *GROUPS["Model"], *GROUPS["Training"], *OF_MACHINE} - NO_MATTER
 COMPARED = [name for name in FIELDS if name in DECIDE]
-OF_TEST = (*(name for name in MODEL_SETTINGS if name != "recompute"), "test_time_flip", "data_dir",
-           "difficulty", "objects", "island_threshold", "island_loss")  # fmt: skip
+OF_TEST = (*(name for name in MODEL_SETTINGS if name != "recompute"), "image_size", "n_channels",
+           "normalization", "limit_test", "test_time_flip", "data_dir", "difficulty", "objects",
+           "island_threshold", "island_loss")  # fmt: skip
+FIRST = "contrastive", "masked"  # stages one
 NAMES = "run", "stage", "dataset", "seed"
 FIGURES = "val_acc", "val_loss", "test_error", "test_loss"
 
@@ -69,25 +71,34 @@ class _Run:
         return _of_data({name: flags.get(name, FIELDS[name].default) for name in (*FIELDS,)})
 
     def rows(self, differing):
-        values = {
-            column: self.flags(stage)[name]
-            for column, (stage, name) in differing.items()
-            if stage in self.parts
-        }
         found = []
         for stage in PREFIXES:
             test, row = self.tests.get(stage, {}), {"run": self.name, "stage": stage}
             own = not test or self._trained(test, stage)
             if stage in self.parts:
-                row |= self._training(stage) | values
+                row |= self._training(stage) | self._values(stage, differing)
                 tested = test and own
                 found.append(row | (self._differs(test, stage) | _figures(test) if tested else {}))
             if test and (stage not in self.parts or not own):
                 settings = test.get("settings", {})
                 where = {"dataset": test.get("dataset"), "seed": settings.get("seed")}
                 row = {"run": self.name, "stage": stage} | where
-                found.append(row | {"from": test.get("checkpoint")} | _figures(test))
+                start = {"from": test.get("checkpoint"), "tested_with": _special(settings)}
+                found.append(row | start | _figures(test))
         return found
+
+    def _values(self, stage, differing):
+        """The differing settings. Of a stage one that began after this stage there are none: it has
+        not led to it."""
+        began = {name: str(parts[0].get("started", "")) for name, parts in self.parts.items()}
+        known = [
+            name
+            for name in self.parts
+            if not (name in FIRST and stage not in FIRST and began[name] > began[stage])
+        ]
+        return {
+            column: self.flags(of)[name] for column, (of, name) in differing.items() if of in known
+        }
 
     def _trained(self, test, stage):
         """Whether a test is of a checkpoint of this folder, on the data set of its training."""
@@ -98,6 +109,7 @@ class _Run:
     def _differs(self, test, stage):
         """What of a test is not as in the training, as a text by the name `tested_with`."""
         flags = self.flags(stage)
+        flags["normalization"] = flags["normalization"] or flags["dataset"]
         made = _of_data({"dataset": flags["dataset"]} | test.get("settings", {}))
         if flags["iters"] is None:
             flags["iters"] = 2 * flags["levels"]
@@ -116,11 +128,23 @@ class _Run:
         } | _best_epoch(self.place / "logs" / stage / "metrics.csv", self._chosen_by(stage))
 
     def _is_own(self, checkpoint):
-        """Whether a checkpoint, by its path, is of this folder, which may have been moved."""
-        return Path(str(checkpoint)).parts[-3:-1] == (self.place.resolve().name, "checkpoints")
+        """Whether a checkpoint, by its path, is of this folder, which may have been moved or copied
+        with all others."""
+        own = *(Path(self.name).parts or self.place.resolve().parts[-1:]), "checkpoints"
+        return Path(str(checkpoint)).parts[-len(own) - 1 : -1] == own
 
     def _chosen_by(self, stage):
         return "val_loss" if stage == "masked" else self.flags(stage)["monitor"]
+
+
+def _special(settings):
+    """What a test of a network from elsewhere has beside the usual, as a text, or None."""
+    names = [
+        name
+        for name in ("limit_test", "test_time_flip")
+        if settings.get(name, FIELDS[name].default) != FIELDS[name].default
+    ]
+    return " ".join(f"--{name}={settings[name]}" for name in names) or None
 
 
 def _of_data(flags):
