@@ -24,6 +24,7 @@ CONFIGS = {
     "PhotoParts": "config_PhotoParts.cfg",
     "CIFAR10": "config_CIFAR10.cfg",
     "FashionMNIST": "config_FashionMNIST.cfg",
+    "MNIST": "config_MNIST.cfg",
     "PartWhole": "config_PartWhole_islands.cfg",
 }
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -111,6 +112,12 @@ def test_islands_of_test_images_and_of_own_ones(stage_one_checkpoint, tmp_path):
     names = "images.png", "images_iterations.png", "images_2.png", "images_2_iterations.png"
     assert all(is_picture(folder / name) and name in result.stdout for name in names)
     assert colours.read_bytes() == projection
+    for i in range(8):
+        next(own.glob(f"{i}.*")).unlink()
+    result = small_run(tmp_path, *flags, f"--images={own.parent}")
+    assert "Earlier pictures of other images were moved to" in result.stdout
+    assert [path.name for path in folder.glob("images_2*")] == []
+    assert len(list((folder.parent / "earlier").glob("*_images/islands/images_2*.png"))) == 2
 
     content = torch.load(stage_one_checkpoint, weights_only=True)
     content["state_dict"]["model.init_levels"] += 1

@@ -173,6 +173,10 @@ def test_the_narrowest_blind_network_in_bfloat16_without_validation(tmp_path):
     folder = tmp_path / "narrow"
     last = folder / "checkpoints" / "last.ckpt"
     assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
+    best = shutil.copy(last, last.with_name("best.ckpt"))  # of an earlier training
+    result = small_run(tmp_path, "--exp_name=narrow", *flags, f"--load_checkpoint_dir={best}")
+    assert "best        none: nothing was validated" in result.stdout
+    assert f"--load_checkpoint_dir={last}" in result.stdout.splitlines()[-1]
     small_run(
         tmp_path,
         "--exp_name=narrow",

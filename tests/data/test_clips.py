@@ -1,3 +1,4 @@
+import shutil
 from fractions import Fraction
 
 import av
@@ -80,6 +81,10 @@ def test_what_is_no_moving_picture_is_refused_in_one_line(pictures, tmp_path):
         with pytest.raises(UserError, match=said) as error:
             read_frames(path, 16, 3)
         assert f"--images={path}" in str(error.value) and "\n" not in str(error.value)
+    for clip in "ab":
+        shutil.copytree(pictures, tmp_path / "clips" / clip)
+    with pytest.raises(UserError, match="its frames lie in 2 folders, as .*a and .*b; name"):
+        read_frames(tmp_path / "clips", 16, 3)
     Image.new("RGB", (64, 40)).save(pictures / "7.png")
     with pytest.raises(UserError, match="7.png has 64x40 pixels, 0.png 64x48"):
         read_frames(pictures, 16, 3)

@@ -22,6 +22,7 @@ CLASSES = ["car", "cat", "dog", "fish", "ship"]
 # What is wrong with a file, and what the one line must say of it.
 WRONG = {
     "no colon": ("animals: cat, dog\nship\n", "line 2: 'ship'"),
+    "a class that is called as a group": ("fish: cat, dog\n: fish\n", "fish is a group here"),
     "no class": ("animals:\n", "line 1"),
     "nothing between commas": ("\n# note\nanimals: cat,, dog\n", "line 3"),
     "nothing between slashes": ("animals//mammals: cat\n", "line 1"),

@@ -389,3 +389,12 @@ def test_recomputing_keeps_less_for_the_backward_pass(call):
             getattr(model, call)(torch.randn(4, 3, 16, 16))
         kept[recompute] = sum(sizes)
     assert kept[True] < 0.5 * kept[False]
+
+
+def test_a_state_beyond_the_iterations_is_refused():
+    model = Agglomerator(patch_dim=8, contr_dim=8, image_size=16, conv_image_size=4, denoise_iter=4)
+    images = torch.randn(2, 3, 16, 16)
+    for call in (model, model.with_levels):
+        with pytest.raises(UserError, match=r"iters=3: makes the states 0 to 3, .* state 4"):
+            call(images, iters=3)
+    torch.testing.assert_close(model.eval()(images, iters=6), model(images))

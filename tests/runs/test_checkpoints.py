@@ -122,6 +122,14 @@ def test_given_flags_win_over_stored_ones(stage_one_checkpoint):
     assert load_checkpoint(stage_one_checkpoint, denoise_iter=1).settings.denoise_iter == 1
 
 
+def test_a_network_keeps_the_stride_of_its_tokenizer(stage_one_checkpoint):
+    for size in (13, 15):  # of which the tokenizer also makes 4x4
+        assert load_checkpoint(stage_one_checkpoint, image_size=size).settings.image_size == size
+    with pytest.raises(UserError, match="use --image_size=16") as error:
+        load_checkpoint(stage_one_checkpoint, image_size=8)
+    assert "\n" not in str(error.value)
+
+
 def test_shelved_checkpoint_is_small_and_computes_the_same(stage_one_checkpoint, tmp_path):
     target = tmp_path / "shelved.ckpt"
     shelve(stage_one_checkpoint, target)

@@ -32,6 +32,8 @@ class ImageSet(Dataset):
         groups: (N,) integers, equal for images of one thing, which are not divided between training
             and validation. None if each image stands alone.
         paths: (N,) of the files, as bytes. None if there are no files of single images.
+        listed: where files could not be read, which of all files the images are, (all files,) bool;
+            else None.
 
     Example:
         >>> import torch
@@ -41,12 +43,12 @@ class ImageSet(Dataset):
         (torch.Size([2, 1, 8, 8]), tensor([0, 1]))
     """
 
-    def __init__(self, images, labels, classes, extra=None, groups=None, paths=None):
+    def __init__(self, images, labels, classes, extra=None, groups=None, paths=None, listed=None):
         self.images = torch.as_tensor(images)
         self.labels = torch.as_tensor(labels, dtype=torch.int64)
         self.classes = list(classes)
         self.extra = extra or {}
-        self.groups, self.paths = groups, paths
+        self.groups, self.paths, self.listed = groups, paths, listed
         self.copies = {}  # by device, the images and their copy there, of `OnDevice`
 
     def __len__(self):
@@ -109,7 +111,7 @@ class ImageFiles(Dataset):
         skip_unreadable: leave out files that cannot be read, and say so. Otherwise they raise.
     """
 
-    groups = None
+    groups = listed = None
 
     def __init__(self, paths, labels, classes, size, n_channels, skip_unreadable=False):
         # One array: every worker process would come to copy a list of a million strings.
@@ -179,10 +181,12 @@ class ImageFiles(Dataset):
             done += len(pixels)
         if done < total:
             say(f"{total - done} of {total} images cannot be read and are left out.")
-        read = read[:done]
-        return ImageSet(
-            images[:done], self.labels[read], self.classes, paths=self.paths[read.numpy()]
-        )
+        read, listed = read[:done], None
+        if done < total:
+            listed = torch.zeros(total, dtype=torch.bool)
+            listed[read] = True
+        images, paths = images[:done], self.paths[read.numpy()]
+        return ImageSet(images, self.labels[read], self.classes, paths=paths, listed=listed)
 
 
 def photographs(paths, settings, margin=1.0, most=256):

@@ -252,7 +252,8 @@ def split(whole, share, seed):
     """Divide a data set into training and validation images.
 
     If the data set has groups, whole groups are held out: of each class the same share, as far as
-    possible, and at least one group if the share is more than 0.
+    possible, and at least one group if the share is more than 0. Files that cannot be read change
+    nothing for the others.
 
     Args:
         whole: `ImageSet` or `ImageFiles` of N images.
@@ -264,9 +265,11 @@ def split(whole, share, seed):
     """
     generator = torch.Generator().manual_seed(seed)
     if whole.groups is None:
-        order = torch.randperm(len(whole), generator=generator)
-        in_val = torch.zeros(len(whole), dtype=torch.bool)
-        in_val[order[: round(share * len(whole))]] = True
+        listed = torch.ones(len(whole), dtype=torch.bool) if whole.listed is None else whole.listed
+        order = torch.randperm(len(listed), generator=generator)
+        in_val = torch.zeros(len(listed), dtype=torch.bool)
+        in_val[order[: round(share * len(listed))]] = True
+        in_val = in_val[listed]
     else:
         groups, first = np.unique(whole.groups, return_index=True)
         order = torch.randperm(len(groups), generator=generator).numpy()

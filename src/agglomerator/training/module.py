@@ -230,6 +230,7 @@ class LitAgglomerator(LightningModule):
         checkpoint["hyper_parameters"] |= self.data.origin()
         checkpoint["epochs_done"] = self.trainer.fit_loop.epoch_progress.current.processed
         checkpoint["began_from"] = self.began_from
+        checkpoint["processes"] = self.trainer.world_size
         if self.contrast.teacher is not None:
             checkpoint["teacher"] = self.contrast.teacher.model.state_dict()
         sums = self.metrics.sums_of_epoch()
@@ -239,6 +240,12 @@ class LitAgglomerator(LightningModule):
         """Take over the teacher, and the sums of an interrupted epoch; have the optimizer work as
         this device can."""
         self.began_from = checkpoint.get("began_from")
+        before, now = checkpoint.get("processes"), self.trainer.world_size
+        if before not in (None, now):
+            say(
+                f"The training was stopped in {before} processes and goes on in {now}: its batch "
+                "is another one now, and an epoch that it had begun repeats or leaves out images."
+            )
         fused = can_fuse(self.trainer.strategy.root_device)
         for optimizer in checkpoint.get("optimizer_states", ()):
             for group in optimizer["param_groups"]:

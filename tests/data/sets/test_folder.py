@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -6,7 +8,7 @@ from conftest import run_main
 from PIL import Image
 
 from agglomerator.config import Settings
-from agglomerator.data import registry
+from agglomerator.data import module, registry
 from agglomerator.data.decode import UnreadableImage, read_image
 from agglomerator.data.images import ImageFiles, ImageSet
 from agglomerator.data.module import ImageDataModule
@@ -368,6 +370,22 @@ def test_skip_unreadable(root, capfd):
     assert len(found) == 19 and len(found.labels) == 19 and found.labels.sum() == 10
     said = capfd.readouterr().out
     assert "1 of 20 images cannot be read" in said and "cat/3.png" in said
+
+
+def test_a_file_that_cannot_be_read_changes_nothing_for_the_others(root):
+    def held_out():
+        registry._READ.clear()
+        s = settings(root, skip_unreadable=True)
+        return {
+            path
+            for each in module.split(registry.read_split(s, "train"), 0.5, seed=1)[1:]
+            for path in each.dataset.paths[each.indices]
+        }
+
+    before = held_out()
+    assert len(before) == 10
+    break_image(root)
+    assert held_out() == before - {os.fsencode(root / "train" / "cat" / "3.png")}
 
 
 def test_n_classes_follows(root):
