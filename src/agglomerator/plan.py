@@ -1,6 +1,7 @@
 """What a run does, resolved once: its settings, where it begins, its classes and its split.
 
-Only `training/length.py`, which it calls, changes settings too.
+The command line completes flags from flags (`config/derived.py`), and `training/length.py`, called
+here, the length of a training. All that needs a checkpoint or data is decided here.
 """
 
 from dataclasses import dataclass
@@ -235,8 +236,8 @@ def complete_from_checkpoint(settings, given, checkpoint, use=None):
             if value != usual and not typed and name not in checkpoint.settings:
                 taken[name] = usual
                 say(
-                    f"--{name}={value}: is left out, for it comes with a config of another network "
-                    f"than {checkpoint.name}; to use it, write it after the flagfile."
+                    f"--{name}={value}: not used, since the flagfile is of another network than "
+                    f"{checkpoint.name}; to use it, write it after the flagfile."
                 )
     try:
         return settings.replace(**taken)
@@ -258,7 +259,8 @@ def _tell_data(settings, given, start, use):
         say(f"{start.name} was trained on {before}, not on {settings.dataset}.")
     before = start.settings.get("normalization")
     if "normalization" in given and before is not None and settings.normalization != before:
-        say(f"--normalization={settings.normalization}: {start.name} was trained by {before}'s.")
+        wanted = settings.normalization
+        say(f"--normalization={wanted}: {start.name} was trained with that of {before}.")
     taken = [name for name in UNSEEN if name not in given and name not in start.settings]
     if taken and start.stage is None:
         values = {name: getattr(settings, name) for name in taken} | {"iters": settings.n_iters}

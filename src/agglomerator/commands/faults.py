@@ -10,7 +10,8 @@ def as_user_error(error, settings):
     of these."""
     if isinstance(error, OSError) and error.filename is not None:
         return UserError(
-            f"{error.filename}: {error.strerror}; name another place, or make room or access."
+            f"{error.filename}: {error.strerror}; choose another place, free some space, or change "
+            "the permissions."
         )
     words = "out of memory", "not enough memory", "can't allocate memory"
     of_torch = isinstance(error, RuntimeError) and any(each in str(error) for each in words)
@@ -27,7 +28,7 @@ def as_user_error(error, settings):
     if is_lost_worker(error):
         return UserError(
             f"--num_workers={settings.num_workers}: a process that reads images was killed, "
-            "mostly since memory or /dev/shm ran out; use fewer, or a smaller --batch_size."
+            "usually because memory or /dev/shm ran out; use fewer, or a smaller --batch_size."
         )
     if distributed.is_fault_of_others(error):
         return UserError(

@@ -49,7 +49,7 @@ def tell_blindness(settings):
     """Say so if the embedding does not depend on the image."""
     if settings.blind:
         say(
-            f"--denoise_iter={settings.denoise_iter} --iters={settings.iters}: the image reaches "
+            f"--denoise_iter={settings.denoise_iter} --iters={settings.n_iters}: the image reaches "
             f"the top level of {settings.levels} only at state {settings.levels}, after the one "
             "that is read; the embedding does not depend on the image."
         )

@@ -35,7 +35,7 @@ from agglomerator.util.errors import SharedError, UserError
 from agglomerator.util.files import written_whole
 from agglomerator.util.terminal import say
 
-# What a training that is done is asked about.
+# Settings of which a finished training cannot take up another value: it is told.
 DECIDED = tuple(dict.fromkeys((*MODEL_SETTINGS, *INPUT_SETTINGS, "optimizer", *KEPT, *OF_TRAINING)))
 
 
@@ -51,41 +51,47 @@ def train(settings, given, advise=True):
         The path of its best checkpoint, or of the last one where nothing was validated.
     """
     plan = resolve(settings, given, "train")
-    settings, folder = plan.settings, plan.folder
-    check_spread(settings)
+    check_spread(plan.settings)
     if plan.is_done:
-        best = tell_done(settings, plan.start, given)
+        best = tell_done(plan.settings, plan.start, given)
     else:
-        model = build_network(plan, training=True)
-        signals = StopSignals()
-        best_checkpoint = BestCheckpoint(folder.best, settings.chosen_by, settings.validate_every)
-        last_checkpoint = LastCheckpoint(folder.last, settings.checkpoint_every, signals)
-        callbacks = [best_checkpoint] * bool(settings.limit_val) + [last_checkpoint]
-        trainer = build_trainer(settings, True, callbacks)
-        if trainer.is_global_zero:
-            lock_run_folder(folder.path, folder.stage)
-        data = build_data(plan)
-        data.check_batch_size(trainer.world_size)
-        module = LitAgglomerator(model, settings, data)
-        module.began_from = plan.began_from
-        module.starts_from = classifier_start(plan)
-        steps = data.images_an_epoch("train", trainer.world_size) // settings.batch_size
-        trainer.log_every_n_steps = max(1, min(10, steps // trainer.world_size))
-        tell_start(plan, given, len(data.train))
-        prepare_folder(plan, trainer)
-        say(describe(module, trainer))
-        fit(plan, trainer, module, signals)
-        validated = best_checkpoint.best_model_path or plan.goes_on_in_place
-        best = folder.best if validated and folder.best.is_file() else folder.last
-        summarise(trainer, best, folder)
-        # A signal may have come after the last step; of --mode=all there is more to stop.
-        device, goes_on = trainer.strategy.root_device, settings.mode == "all"
-        stop = goes_on and distributed.greatest(signals.received, device)
-        finish(trainer.loggers)
-        if stop:
-            raise Stopped(stop)
+        best = run_training(plan, given)
     if advise:
-        say_next(settings, best)
+        say_next(plan.settings, best)
+    return best
+
+
+def run_training(plan, given):
+    """Train as a `Plan` says; returns as `train` does."""
+    settings, folder = plan.settings, plan.folder
+    model = build_network(plan, training=True)
+    signals = StopSignals()
+    best_checkpoint = BestCheckpoint(folder.best, settings.chosen_by, settings.validate_every)
+    last_checkpoint = LastCheckpoint(folder.last, settings.checkpoint_every, signals)
+    callbacks = [best_checkpoint] * bool(settings.limit_val) + [last_checkpoint]
+    trainer = build_trainer(settings, True, callbacks)
+    if trainer.is_global_zero:
+        lock_run_folder(folder.path, folder.stage)
+    data = build_data(plan)
+    data.check_batch_size(trainer.world_size)
+    module = LitAgglomerator(model, settings, data)
+    module.began_from = plan.began_from
+    module.starts_from = classifier_start(plan)
+    steps = data.images_an_epoch("train", trainer.world_size) // settings.batch_size
+    trainer.log_every_n_steps = max(1, min(10, steps // trainer.world_size))
+    tell_start(plan, given, len(data.train))
+    prepare_folder(plan, trainer)
+    say(describe(module, trainer))
+    fit(plan, trainer, module, signals)
+    validated = best_checkpoint.best_model_path or plan.goes_on_in_place
+    best = folder.best if validated and folder.best.is_file() else folder.last
+    summarise(trainer, best, folder)
+    # A signal may have come after the last step; of --mode=all there is more to stop.
+    device, goes_on = trainer.strategy.root_device, settings.mode == "all"
+    stop = goes_on and distributed.greatest(signals.received, device)
+    finish(trainer.loggers)
+    if stop:
+        raise Stopped(stop)
     return best
 
 

@@ -27,6 +27,6 @@ class MachineSettings:
     precision: str = setting(
         "32-true",
         "Number format of the computation, by Lightning's names: 32-true, bf16-mixed, ... "
-        "bf16-mixed is faster where the hardware supports it. With tf32, an NVIDIA GPU multiplies "
-        "float32 numbers faster, to 3 digits; 32-true keeps all of them.",
+        "bf16-mixed is faster where the hardware supports it. tf32, which is not Lightning's: "
+        "float32 with faster products on an NVIDIA GPU, to about 3 digits.",
     )

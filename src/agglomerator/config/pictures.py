@@ -26,10 +26,10 @@ class PictureSettings:
     )
     island_loss: float | None = setting(
         None,
-        "Find islands by merging (Ward's criterion) instead of by island_threshold: islands that "
-        "touch merge, cheapest first, while a merge raises the sum of squared distances of unit "
-        "vectors from their island's mean by at most island_loss * number of columns. Each lower "
-        "level allows a quarter of the level above. None: by island_threshold.",
+        "Find islands by merging (Ward's criterion): islands that touch merge while this is cheap. "
+        "A merge may add at most island_loss * number of columns to the sum of squared distances "
+        "of unit vectors from their island's mean. Each lower level allows a quarter of that. "
+        "None: find islands by island_threshold.",
         above=0,
         usual=0.03,
     )

@@ -107,11 +107,10 @@ class Settings(
 
     @property
     def blind(self):
-        """Whether what is trained cannot depend on the image: the tokens reach level 0, which
-        predicts hidden patches, in the first iteration and climb one level in each further one."""
-        if self.stage == "masked":
-            return self.n_iters == 0
-        return self.denoise_iter % (self.n_iters + 1) < self.levels
+        """Whether the embedding cannot depend on the image: the tokens reach level 0 in the first
+        iteration and climb one level in each further one."""
+        embeds = self.stage != "masked"
+        return embeds and self.denoise_iter % (self.n_iters + 1) < self.levels
 
     @property
     def grid_size(self):

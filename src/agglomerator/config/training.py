@@ -19,8 +19,8 @@ class TrainingSettings:
     )
     learning_rate: float = setting(
         0.05,
-        "Peak learning rate of the one-cycle schedule. Unless you give it, that of ImageFolder "
-        "follows from the batch.",
+        "Peak learning rate of the one-cycle schedule. For ImageFolder it follows from the batch "
+        "unless you give it.",
         low=0,
     )
     agreement: float = setting(
@@ -30,7 +30,7 @@ class TrainingSettings:
     )
     agreement_cue: str = setting(
         "colour",
-        "What that loss takes for parts and wholes. colour: below the top level patches of even "
+        "What --agreement takes for parts and wholes. colour: below the top level patches of even "
         "colour, on the top level figures that differ from the background. composites: pieces of "
         "images, cut along the network's own islands (in the first third of lr_speed, blobs) and "
         "pasted elsewhere; below the top level small pieces, on the top level one figure on "
@@ -40,16 +40,15 @@ class TrainingSettings:
     )
     level_cosine: float = setting(
         0.0,
-        "Weight of a second loss of --pretraining=masked: one minus the mean cosine of the "
-        "bottom-up net's output and the top level, plus the same of the top-down net's output and "
-        "each lower level, over all columns and images. Nothing in it keeps all vectors from "
-        "becoming equal. 0: no such loss.",
+        "Weight of a second loss of --pretraining=masked. It asks that the bottom-up net agrees "
+        "with the top level, and the top-down net with each level below: one minus the mean "
+        "cosine, for each. It does not keep all vectors from becoming equal. 0: no such loss.",
         low=0,
     )
     iters_spread: int = setting(
         0,
         "Each batch draws its number of iterations, from iters - iters_spread to iters + "
-        "iters_spread, where the network learns (not in stage two without --finetune). Then "
+        "iters_spread, where the network learns: not in stage two without --finetune. Then "
         "islands and classes change little within that range. With --compile each number takes a "
         "compilation of its own. 0: always iters, as published.",
         low=0,
@@ -58,8 +57,8 @@ class TrainingSettings:
     weight_decay: float = setting(5e-4, "Weight decay of the optimizer.", low=0)
     lr_speed: int = setting(
         2000,
-        "Length of the one-cycle schedule, in epochs; if you give only max_epochs, it is "
-        "max_epochs, as it is for ImageFolder. Afterwards the learning rate keeps its last value.",
+        "Length of the one-cycle schedule, in epochs. If you do not give it, it is max_epochs, if "
+        "you give that, or for ImageFolder. Afterwards the learning rate keeps its last value.",
         low=1,
     )
     max_epochs: int = setting(

@@ -126,7 +126,8 @@ def masks_beside(folder, split, images, size):
         if not any(paths):
             what = f"{left[0]}: no image has this name" if left else f"{place}: no masks in it"
             raise UserError(
-                f"{what}; the {kind} of {images[0] if images else split} are {_first(wanted)}."
+                f"{what}; the {kind} of {images[0] if images else split} should be "
+                f"{_first(wanted)}."
             )
         if left:
             say(f"{place}: left out {len(left)} files that are no mask of an image, as {left[0]}.")

@@ -59,8 +59,8 @@ def rule_of_islands(threshold, loss=None):
     if loss is None:
         return f"neighbours with a cosine of {threshold:g} or more"
     return (
-        f"neighbours merged while that loses {loss:g} at most, on each lower level a quarter "
-        "(--island_loss)"
+        f"neighbours merged at a cost of at most {loss:g} (--island_loss), on each lower level a "
+        "quarter of that"
     )
 
 
