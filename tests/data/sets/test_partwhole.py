@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from agglomerator.data.sets.partwhole import CLASSES, OBJECTS, PARTS, PartWhole, draw_scene
+from agglomerator.data.sets.partwhole import CLASSES, PartWhole, draw_scene
+from agglomerator.data.sets.partwhole_objects import OBJECTS, PARTS
 
 
 def digest(*scenes):
