@@ -217,22 +217,9 @@ def build(checkpoint, new_classes=None, **flags):
     if "conv_image_size" in flags and "image_size" not in flags | checkpoint.settings:
         settings["image_size"] = 4 * flags["conv_image_size"]
     shown = shapes_show(checkpoint.weights)
-    shown.pop("image_size", None)
-    side = shown.get("conv_image_size", settings["conv_image_size"]) // shown["patch_size"]
-    if settings["head"] not in ("flatten", "grid", "dissimilarity", "mean"):  # somebody's own
-        shown = {name: value for name, value in shown.items() if not name.startswith("head")}
-    elif settings["head"] == "grid" and settings.get("head_side") == side:
-        shown.pop("head")  # the weights of both kinds may have the same shapes then
-        shown["head_side"] = side
     if settings["tokenizer_width"] == shown["patch_dim"] // shown["patch_size"] ** 2 // 2:
         settings["tokenizer_width"] = None  # says the same
-    if checkpoint.stage is not None and _stride(settings) != _stride(checkpoint.settings):
-        shown |= {name: checkpoint.settings[name] for name in OF_STRIDE}
-    radius = "local_consensus_radius"
-    given = settings.get(radius, 0)
-    if same_mask(given, shown.setdefault(radius, checkpoint.settings.get(radius, given)), side):
-        shown.pop(radius)
-    wrong = {name: value for name, value in shown.items() if settings[name] != value}
+    wrong = _misfits(checkpoint, settings, shown)
     if wrong:
         told = checkpoint.settings
         wrong |= {n: told[n] for n in UNSEEN if n in told and told[n] != settings[n]}
@@ -261,6 +248,24 @@ def build(checkpoint, new_classes=None, **flags):
     model = Agglomerator(**settings)
     model.load_state_dict(weights, strict=False)  # DERIVED may differ
     return model.eval()
+
+
+def _misfits(checkpoint, settings, shown):
+    """What a checkpoint shows that settings, a dictionary, say otherwise; `shown` by its shapes."""
+    shown.pop("image_size", None)
+    side = shown.get("conv_image_size", settings["conv_image_size"]) // shown["patch_size"]
+    if settings["head"] not in ("flatten", "grid", "dissimilarity", "mean"):  # somebody's own
+        shown = {name: value for name, value in shown.items() if not name.startswith("head")}
+    elif settings["head"] == "grid" and settings.get("head_side") == side:
+        shown.pop("head")  # the weights of both kinds may have the same shapes then
+        shown["head_side"] = side
+    if checkpoint.stage is not None and _stride(settings) != _stride(checkpoint.settings):
+        shown |= {name: checkpoint.settings[name] for name in OF_STRIDE}
+    radius = "local_consensus_radius"
+    given = settings.get(radius, 0)
+    if same_mask(given, shown.setdefault(radius, checkpoint.settings.get(radius, given)), side):
+        shown.pop(radius)
+    return {name: value for name, value in shown.items() if settings[name] != value}
 
 
 def _stride(settings):
