@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
@@ -122,9 +123,8 @@ class LitAgglomerator(LightningModule):
         s = self.settings
         if not s.iters_spread or self.stage == "supervised":
             return s.n_iters
-        generator = seeded_generator(s.seed, self.current_epoch, batch_idx)
-        more = torch.randint(-s.iters_spread, s.iters_spread + 1, (), generator=generator)
-        return s.n_iters + int(more)
+        generator = np.random.default_rng((s.seed, self.current_epoch, batch_idx))
+        return s.n_iters + int(generator.integers(-s.iters_spread, s.iters_spread + 1))
 
     def compile_steps(self, device, processes=1):
         """Compile what a training step computes from views on.

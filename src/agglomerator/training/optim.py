@@ -234,8 +234,8 @@ class OneCycle(OneCycleLR):
         own = {name: vars(self)[name] for name in ("total_steps", "_schedule_phases")}
         share = own["total_steps"] / state["total_steps"]
         super().load_state_dict(state)
-        if share != 1:
-            vars(self).update(own, last_epoch=round(self.last_epoch * share))
+        done = self.last_epoch if share == 1 else round(self.last_epoch * share)
+        vars(self).update(own, last_epoch=done)
 
     def step(self, epoch=None):
         if self.last_epoch + 1 < self.total_steps:
