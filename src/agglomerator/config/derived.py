@@ -46,3 +46,10 @@ def derive(values, given):
     if "island_threshold" in typed and "island_loss" not in typed:  # that is a flagfile's
         follows["island_loss"] = None
     return follows
+
+
+def stride_of(image_size, conv_image_size):
+    """The tokenizer's stride, pixels per cell of the grid along a side: 4, 2 or 1; None if no
+    stride makes this grid."""
+    strides = (s for s in (4, 2, 1) if math.ceil(image_size / s) == conv_image_size)
+    return next(strides, None)

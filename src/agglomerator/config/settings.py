@@ -5,12 +5,12 @@ them as keywords. Nothing here imports absl or PyTorch, so that flags are read q
 """
 
 import dataclasses
-import math
 import typing
 from dataclasses import dataclass
 
 from agglomerator.config import checks
 from agglomerator.config.data import DataSettings
+from agglomerator.config.derived import stride_of
 from agglomerator.config.machine import MachineSettings
 from agglomerator.config.model import ModelSettings
 from agglomerator.config.pictures import PictureSettings
@@ -130,7 +130,7 @@ class Settings(
     @property
     def tokenizer_stride(self):
         """Pixels of the image per cell of the grid, along a side: 1, 2 or 4."""
-        return next(s for s in (4, 2, 1) if math.ceil(self.image_size / s) == self.conv_image_size)
+        return stride_of(self.image_size, self.conv_image_size)
 
     def replace(self, **changes):
         """A copy with some settings changed. It is checked again."""

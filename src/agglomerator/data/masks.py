@@ -161,13 +161,13 @@ def masks_of(paths, folder, settings):
         _, found = _mask_paths(folder, kind, folders.tested_folder(folder), paths)
         if any(found):
             files = MaskFiles(found, paths, registry.side_of(settings))
-            masks[kind] = _middle(files[range(len(paths))], settings)
+            masks[kind] = _middle(files[range(len(paths))], settings).numpy()
     return masks
 
 
 def _middle(masks, settings):
     """What the network sees of masks (B, H, H): (B, S, S), S = image_size."""
-    return center_crop(torch.as_tensor(masks)[:, None], settings.image_size)[:, 0].numpy()
+    return center_crop(torch.as_tensor(masks)[:, None], settings.image_size)[:, 0]
 
 
 def _first(paths):
@@ -212,16 +212,14 @@ class MaskedImages:
         Args:
             size: greatest B.
         """
-        side = self.settings.image_size
+        s = self.settings
         for rows in torch.as_tensor(self.rows).split(size):
             images, read = self.images[rows]
             read = read.numpy()  # numpy takes a tensor of one index for a number
-            masks = {name: torch.as_tensor(mask[read]) for name, mask in self.masks.items()}
+            masks = {name: mask[read] for name, mask in self.masks.items()}
             if len(images):
-                masks = {
-                    name: center_crop(mask[:, None], side)[:, 0] for name, mask in masks.items()
-                }
-                yield center_crop(images, side), masks
+                masks = {name: _middle(mask, s) for name, mask in masks.items()}
+                yield center_crop(images, s.image_size), masks
 
     def view(self, images):
         """uint8 images -> the network's input."""
@@ -313,5 +311,5 @@ def of_training(settings, most=SCENES):
     for name, files in masks_beside(folder, "train", paths, registry.side_of(s)).items():
         rows = np.flatnonzero(files.known)
         rows = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
-        masks[name] = _middle(files[rows], s)
+        masks[name] = _middle(files[rows], s).numpy()
     return masks

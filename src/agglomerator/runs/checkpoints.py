@@ -18,12 +18,12 @@ internals of its scheduler, which are passed over. A plain state dict tells what
 
 import dataclasses
 import hashlib
-import math
 from pathlib import Path
 
 import torch
 
 from agglomerator.config import DESCRIBED, FIELDS, SPLIT_SETTINGS
+from agglomerator.config.derived import stride_of
 from agglomerator.data import registry
 from agglomerator.data.preprocessing import Preprocessing
 from agglomerator.model.agglomerator import Agglomerator
@@ -272,8 +272,7 @@ def _stride(settings):
     """The tokenizer's stride; None where the settings do not tell."""
     if not settings.keys() >= {*OF_STRIDE}:
         return None
-    image, grid = (settings[name] for name in OF_STRIDE)
-    return next((stride for stride in (4, 2, 1) if math.ceil(image / stride) == grid), None)
+    return stride_of(*(settings[name] for name in OF_STRIDE))
 
 
 def load_checkpoint(path, **flags):

@@ -114,7 +114,7 @@ class _Run:
         if flags["iters"] is None:
             flags["iters"] = 2 * flags["levels"]
         names = [name for name in OF_TEST if made.get(name, flags[name]) != flags[name]]
-        return {"tested_with": " ".join(f"--{name}={made[name]}" for name in names) or None}
+        return {"tested_with": _as_flags(made, names)}
 
     def _training(self, stage):
         parts, flags = self.parts[stage], self.flags(stage)
@@ -144,6 +144,10 @@ def _special(settings):
         for name in ("limit_test", "test_time_flip")
         if settings.get(name, FIELDS[name].default) != FIELDS[name].default
     ]
+    return _as_flags(settings, names)
+
+
+def _as_flags(settings, names):
     return " ".join(f"--{name}={settings[name]}" for name in names) or None
 
 
