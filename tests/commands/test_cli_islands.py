@@ -7,17 +7,10 @@ from conftest import SMALL, run_main, run_program, small_run
 from PIL import Image
 
 from agglomerator import load_checkpoint
-from agglomerator.commands.islands import numbers_in, own_pages, page_of_test
 from agglomerator.config import Settings
-from agglomerator.data import registry
-from agglomerator.data.masks import NOWHERE, masked_folder
 from agglomerator.data.module import ImageDataModule
-from agglomerator.data.preprocessing import Preprocessing
-from agglomerator.data.sets.folder import pages_of_files
-from agglomerator.data.transforms import normalize
 from agglomerator.islands.segments import count, segment
 from agglomerator.runs.checkpoints import SHELF
-from agglomerator.util.errors import UserError
 
 CONFIGS = {
     "CIFAR100": "config_CIFAR100.cfg",
@@ -158,49 +151,6 @@ def test_islands_of_the_parts_that_a_data_set_knows(tmp_path):
         assert f"<!-- {text} -->" in picture
 
 
-def test_own_images_that_cannot_be_drawn(stage_one_checkpoint, tmp_path):
-    flags = *SMALL, f"--output_dir={tmp_path}", f"--load_checkpoint_dir={stage_one_checkpoint}"
-    said = run_main(*flags, "--mode=islands", f"--images={tmp_path}", ok=False).stderr
-    assert said == f"error: --images={tmp_path}: there is no image in it.\n"
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(PNG)
-    for path, words in {broken: "cannot be read", tmp_path / "none": "no such file"}.items():
-        with pytest.raises(UserError, match=words) as error:
-            list(pages_of_files(Settings(mode="islands", images=str(path)), 32))
-        assert str(path) in str(error.value)
-    skipping = Settings(mode="islands", images=str(broken), skip_unreadable=True)
-    with pytest.raises(UserError, match="none of 1 files can be read"):
-        list(pages_of_files(skipping, 32))
-    with pytest.raises(UserError, match="only --mode=islands and --mode=explore"):
-        Settings(mode="test", images=str(broken))
-
-
-def test_own_images_are_seen_as_test_images_are(tmp_path):
-    """smallNORB's are resized to 1.5 times image_size, and their middle is cut out."""
-    values = np.random.default_rng(0).integers(1, 6, (2, 96, 96)).astype(np.uint8)
-    for folder, image in zip(("test", "parts/test"), (40 * values[0], values[1]), strict=True):
-        (tmp_path / folder).mkdir(parents=True)
-        Image.fromarray(image).save(tmp_path / folder / "x.png")
-    s = Settings(
-        dataset="smallNORB", image_size=32, conv_image_size=8, n_channels=1, mode="islands",
-        images=str(tmp_path), n_classes=5,
-    )  # fmt: skip
-    (page,) = own_pages(s)
-    images, (shown,), names, masks = page
-    path = tmp_path / "test/x.png"
-    prepared = Preprocessing(s)([path])
-    assert normalize(images, *registry.normalization_of(s)).equal(prepared)
-    (person,) = Preprocessing(s).photographs([path])
-    assert shown.equal(person) and names == ["x.png"]
-    # Nearest neighbour to 48x48 takes every second pixel; the middle begins at pixel 16 of 96.
-    rows = np.arange(16, 80, 2)
-    assert any(
-        (masks["parts"][0] == values[1][np.ix_(rows + dy, rows + dx)]).all()
-        for dy in (0, 1)
-        for dx in (0, 1)
-    )
-
-
 @pytest.fixture
 def photographs(tmp_path):
     """A folder of 12 images to train on and 8 to test; those of the first class have masks."""
@@ -262,23 +212,6 @@ def test_masks_of_other_numbers_and_beside_val(stage_one_checkpoint, photographs
     assert "objects: no mask has a segment, a value from 1 to 254 (255 is ignored)" in said
     record = json.loads((tmp_path / "v/islands/islands.json").read_text())
     assert record["images"] == 4 and record["masks"] == {"parts": 4, "objects": 0}
-
-
-def test_pictures_of_test_images_have_their_true_segments(photographs):
-    data = ImageDataModule(
-        Settings(dataset="ImageFolder", data_dir=str(photographs), image_size=16, n_channels=1)
-    )
-    data.setup()
-    *_, names, masks = page_of_test(data, torch.tensor([1, 5]))
-    assert names == ["1 other", "5 things"] and masks.keys() == {"parts", "objects"}
-    assert (masks["parts"][0] == NOWHERE).all()
-    assert set(np.unique(masks["parts"][1])) == {0, 1, 2}
-
-
-def test_a_list_of_numbers_may_be_longer_than_the_name_of_a_file():
-    images = ",".join(["7"] * 200)
-    assert numbers_in(images) == [range(7, 8)] * 200
-    assert masked_folder(Settings(mode="islands", images=images)) is None
 
 
 def test_a_mask_that_is_wrong_ends_the_run_with_its_name(

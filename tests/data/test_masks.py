@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -20,7 +18,6 @@ from agglomerator.data.masks import (
 )
 from agglomerator.data.module import ImageDataModule
 from agglomerator.data.sets import folder as folders
-from agglomerator.data.sets.folder import pages_of_files
 from agglomerator.util.errors import UserError
 
 TINY = (
@@ -222,14 +219,6 @@ def test_training_masks_are_spread_over_the_images(root):
     np.testing.assert_array_equal(found["parts"][[0, -1]], whole["parts"][[0, -1]])
     scenes = of_training(Settings(dataset="PartWhole", n_classes=10), most=3)
     assert scenes["parts"].shape == (3, 32, 32) and scenes["objects"].max() == 1
-
-
-def test_pictures_of_a_folder_with_masks_are_of_its_test_images(root, capfd):
-    own = settings(root, mode="islands", images=str(root))
-    pages = list(pages_of_files(own, 8, rows=4))
-    names = [[Path(path).name for path in paths] for _, paths in pages]
-    assert names == [["0.png", "2.png", "0.png", "2.png"]]
-    assert "4 of the 8 images in test/ are drawn" in capfd.readouterr().out
 
 
 def test_training_reads_no_masks(root, tmp_path):

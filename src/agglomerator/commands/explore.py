@@ -11,17 +11,9 @@ import numpy as np
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
-from agglomerator.commands.build import build_data, build_network
-from agglomerator.commands.islands import (
-    numbers_in,
-    page_of_files,
-    page_of_test,
-    rows_of,
-    states_of_images,
-)
+from agglomerator.commands.build import build_network
+from agglomerator.commands.pages import images_of
 from agglomerator.commands.report import tell_blindness
-from agglomerator.data import registry
-from agglomerator.data.sets.folder import files_of_images
 from agglomerator.islands import window
 from agglomerator.islands.album import Album
 from agglomerator.islands.explorer import Explorer
@@ -128,21 +120,12 @@ class Gallery:
 
     def __init__(self, plan, model, album):
         self.settings, self.model, self.album = plan.settings, model, album
-        numbers = numbers_in(self.settings.images)
-        if self.settings.images is None or numbers is not None:
-            self.data = build_data(plan)
-            self.data.check_test()
-            self.rows = rows_of(self.data, numbers)
-        else:
-            self.data = None
-            s = self.settings.replace(skip_unreadable=False)
-            self.files = files_of_images(s, registry.side_of(s))
-            self.rows = self.files.labels
+        self.images = images_of(plan, with_numbers=True)
         self.islands = lru_cache(KEPT)(self.islands)
         self._fit()
 
     def __len__(self):
-        return len(self.rows)
+        return len(self.images)
 
     def __getitem__(self, number):
         """The `Islands` of one image.
@@ -153,32 +136,24 @@ class Gallery:
         return self.islands(number)
 
     def islands(self, number):
-        images, shown, names, _ = self._page(number)
-        states = states_of_images(self.model, images, self.settings)
-        return self.album.islands(shown, names, states, model=self.model)
+        page, states = self._seen(number)
+        return self.album.islands(page.shown, page.names, states, model=self.model)
 
-    def _page(self, number):
-        rows = self.rows[number : number + 1]
-        if self.data is not None:
-            page = page_of_test(self.data, rows)
-            if len(page[0]):
-                return page
-            raise UserError(f"image {int(rows[0])} cannot be read.")
-        images, read = self.files.fetch(rows.tolist())
-        return page_of_files(
-            images, [os.fsdecode(self.files.paths[i]) for i in read], self.settings
-        )
+    def _seen(self, number):
+        """The `Page` of one image, and its states."""
+        page = self.images[[number]]
+        if not len(page.images):
+            raise UserError(f"image {number} cannot be read.")
+        return page, page.states(self.model, self.settings)
 
     def _fit(self):
         """Fit the projection of the album, if it has none, to some of the images."""
-        images = []
-        for number in np.unique(
-            np.linspace(0, len(self) - 1, SAMPLES).round().astype(int)
-        ).tolist():
+        numbers, states = np.linspace(0, len(self) - 1, SAMPLES).round().astype(int), []
+        for number in np.unique(numbers).tolist():
             with suppress(UserError):
-                images.append(self._page(number)[0])
-        if images:
-            states = states_of_images(self.model, torch.cat(images), self.settings)
+                states.append(self._seen(number)[1])
+        if states:
+            states = torch.cat(states, 1)
             if not self.album.open(states):
                 self.album.fit(states[-1])
 

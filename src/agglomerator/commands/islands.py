@@ -1,34 +1,23 @@
 """`--mode=islands`: pictures of the islands of a trained network."""
 
-import os
-import re
-from pathlib import Path
+from itertools import chain
 
-import numpy as np
-import torch
 from pytorch_lightning.utilities import rank_zero_only
 
-from agglomerator.commands.build import build_data, build_network
+from agglomerator.commands.build import build_network
 from agglomerator.commands.evaluate import score_folder
+from agglomerator.commands.pages import images_of, pages_of
 from agglomerator.commands.report import tell_blindness
 from agglomerator.commands.video import draw_video
 from agglomerator.config.pictures import FIGURE_FORMATS
-from agglomerator.data import registry
-from agglomerator.data.images import numbered, photographs
-from agglomerator.data.masks import MASKS, masks_of
-from agglomerator.data.sets.folder import folder_of, pages_of_files
-from agglomerator.data.transforms import center_crop, normalize
 from agglomerator.islands.album import Album
 from agglomerator.islands.figures import evenly_spaced
-from agglomerator.islands.inspection import finite, joined, states_of
-from agglomerator.islands.live_view import sample_rows
+from agglomerator.islands.inspection import joined
 from agglomerator.plan import resolve
 from agglomerator.runs.record import clear, lock_run_folder, make_room
-from agglomerator.util.errors import UserError
 from agglomerator.util.files import write_json
 from agglomerator.util.terminal import say
 
-ROWS = 8  # most images on a page
 GRID = 8  # most pages in a grid
 
 
@@ -37,166 +26,86 @@ def islands(settings, given):
     """Draw the islands of a checkpoint's network, of test images or of the user's own; score them
     where masks lie beside a folder's images."""
     plan = resolve(settings, given, "islands")
-    settings, model = plan.settings, build_network(plan)
+    model = build_network(plan)
     lock_run_folder(plan.folder.path, "islands")
-    if settings.video:
+    if plan.settings.video:
         draw_video(plan, model)
-        return
-    tell_blindness(settings)
-    album = Album(plan.folder.islands, **settings.found_by, projection=plan.folder.projection)
-    numbers = numbers_in(settings.images)
-    if settings.images is None or numbers is not None:
-        pages = _of_test(build_data(plan), numbers)
-        kind, subject = "test", f"{settings.dataset}, test images"
     else:
-        pages, kind, subject = own_pages(settings), "images", "own images"
-    record = plan.folder.islands / f"{kind}.json"
-    pictures = [
-        path for end in FIGURE_FORMATS for path in plan.folder.islands.glob(f"{kind}*.{end}")
-    ]
-    title, drawn, written = f"Islands of agreement, {settings.exp_name}\n{subject}", [], set()
-    for number, (images, shown, names, masks) in enumerate(pages, 1):
-        if number == 1:  # there is one
-            made = make_room([record, *pictures], plan.folder.path, settings, plan.start)
-        name = kind if number == 1 else f"{kind}_{number}"
-        seen = album.islands(shown, names, states_of_images(model, images, settings), masks)
-        figures = {
-            "": seen.draw_levels(title=title),
-            "_iterations": seen.draw_iterations(title=title),
-        }
-        written |= write(album, name, figures, settings)
-        drawn.append(seen)
-        if len(drawn) == GRID:
-            written |= write_grids(album, kind, drawn, title, settings, number)
-            drawn = []
-    if drawn:
-        written |= write_grids(album, kind, drawn, title, settings, number)
-    clear([path for path in pictures if path not in written], plan.folder.path, kind)
+        tell_blindness(plan.settings)
+        draw_islands(plan, model)
+        score_folder(plan, model)
+
+
+def draw_islands(plan, model):
+    """Draw what a network sees in the images of a run.
+
+    Args:
+        plan: of the run.
+        model: its network.
+    """
+    settings, folder = plan.settings, plan.folder.islands
+    images = images_of(plan)
+    record = folder / f"{images.name}.json"
+    earlier = [path for end in FIGURE_FORMATS for path in folder.glob(f"{images.name}*.{end}")]
+    pages = pages_of(images)
+    first = next(pages)  # if none can be read, all stays as it is
+    made = make_room([record, *earlier], plan.folder.path, settings, plan.start)
+    pictures = Pictures(plan, images)
+    for page in chain([first], pages):
+        pictures.add(page, page.states(model, settings))
+    pictures.end()
+    clear(set(earlier) - pictures.written, plan.folder.path, images.name)
     write_json(record, {"checkpoint": plan.start.name} | made)
-    score_folder(plan, model)
 
 
-def write_grids(album, kind, drawn, title, settings, number):
-    """Write a grid of the images of some pages for each level: the borders of its islands.
-
-    Args:
-        drawn: the `Islands` of the pages.
-        number: of the last page.
-
-    Returns:
-        The paths of the pictures, a set.
-    """
-    islands = joined(drawn)
-    end = f"_{-(-number // GRID)}" if number > GRID else ""
-    levels = evenly_spaced(islands.states.shape[3])
-    figures = {f"_level{level}{end}": islands.draw_grid(level, title=title) for level in levels}
-    return write(album, kind, figures, settings)
-
-
-def write(album, name, figures, settings):
-    """Write figures, by the ends of their names, into an album, and say so; returns their paths, a
-    set."""
-    paths = []
-    for end, figure in figures.items():
-        paths += album.write(name + end, figure, settings.figure_kinds, settings.figure_dpi)
-    say("Written: " + ", ".join(map(str, paths)))
-    return set(paths)
-
-
-def states_of_images(model, images, settings):
-    """States (T + 1, B, n, K, d) of images (B, C, H, W) uint8.
-
-    Raises:
-        UserError: they are not finite.
-    """
-    return finite(states_of(model, normalize(images, *registry.normalization_of(settings))))
-
-
-def own_pages(settings):
-    """Pages of the user's images: images (B, C, H, W) for the network, the same for people, names,
-    and true segments, None if masks do not lie beside the images."""
-    for images, paths in pages_of_files(settings, registry.side_of(settings), ROWS):
-        yield page_of_files(images, paths, settings)
-
-
-def page_of_files(images, paths, settings):
-    """What is shown of image files that were read, like the pages of `own_pages`."""
-    s, names = settings, [Path(path).name for path in paths]
-    shown = photographs(paths, s, registry.entry_of(s).margin)
-    return center_crop(images, s.image_size), shown, names, masks_of(paths, Path(s.images), s)
-
-
-def _of_test(data, numbers=None):
-    """Pages of test images, as `own_pages` has them, with true segments where they are known.
+class Pictures:
+    """Writes the pictures of each page, and for each level a grid of the images of GRID pages.
 
     Args:
-        data: of the run.
-        numbers: of the images in the test set. None for the first of some classes.
+        plan: of the run.
+        images: of which the pages are.
+
+    Attributes:
+        written: paths of all pictures, a set.
     """
-    data.check_test()
-    rows = sample_rows(data.test, len(data.classes)) if numbers is None else rows_of(data, numbers)
-    pages = (page_of_test(data, page, numbers is not None) for page in rows.split(ROWS))
-    read = None
-    for read in filter(lambda page: len(page[0]), pages):
-        yield read
-    if read is None:
-        raise UserError("None of these test images can be read; see the lines above.")
 
+    def __init__(self, plan, images):
+        self.settings, self.name = plan.settings, images.name
+        found_by, projection = self.settings.found_by, plan.folder.projection
+        self.album = Album(plan.folder.islands, **found_by, projection=projection)
+        self.title = f"Islands of agreement, {self.settings.exp_name}\n{images.subject}"
+        self.pages, self.waiting, self.written = 0, [], set()
 
-def page_of_test(data, rows, with_numbers=True):
-    """Test images, like the pages of `own_pages`.
+    def add(self, page, states):
+        """Write the pictures of the next page, whose states are (T + 1, B, n, K, d)."""
+        self.pages += 1
+        seen = self.album.islands(page.shown, page.names, states, page.masks)
+        end = f"_{self.pages}" if self.pages > 1 else ""
+        figures = {
+            end: seen.draw_levels(title=self.title),
+            f"{end}_iterations": seen.draw_iterations(title=self.title),
+        }
+        self._write(figures)
+        self.waiting.append(seen)
+        if len(self.waiting) == GRID:
+            self.end()
 
-    Args:
-        data: of the run.
-        rows: (B,), indices of the test images' data set.
-        with_numbers: their names begin with these.
-    """
-    dataset = data.test.dataset
-    images, rows = numbered(dataset)[rows]
-    images, names = data.crop(images), [data.classes[label] for label in dataset.labels[rows]]
-    if with_numbers:
-        names = [f"{row} {name}" for row, name in zip(rows.tolist(), names, strict=True)]
-    if dataset.paths is not None:
-        paths, s = dataset.paths[rows.numpy()], data.settings
-        shown = photographs(paths, s, data.entry.margin)
-        masks = masks_of([os.fsdecode(path) for path in paths], folder_of(s), s)
-        return images, shown, names, masks
-    known = [name for name in MASKS if name in getattr(dataset, "extra", {})]
-    masks = {name: np.asarray(dataset.extra[name])[rows.numpy()] for name in known}
-    return images, images, names, masks
+    def end(self):
+        """Write the grids of the pages that are not in one yet."""
+        if not self.waiting:
+            return
+        seen, self.waiting = joined(self.waiting), []
+        end = f"_{-(-self.pages // GRID)}" if self.pages > GRID else ""
+        levels = evenly_spaced(seen.states.shape[3])
+        self._write({f"_level{k}{end}": seen.draw_grid(k, title=self.title) for k in levels})
 
-
-def rows_of(data, numbers=None):
-    """Indices (N,) of the test images of some numbers, ranges as `numbers_in` gives them, or of
-    all.
-
-    Raises:
-        UserError: the test set has no such image.
-    """
-    rows = torch.as_tensor(list(data.whole("test").indices))
-    return rows if numbers is None else rows[_within(numbers, len(rows), data.settings)]
-
-
-def numbers_in(images):
-    """The numbers that --images names, as "3,10-12", as ranges; None if it names none, or a
-    file."""
-    ranges = r"\d{1,9}(-\d{1,9})?"
-    if not re.fullmatch(f"{ranges}(,{ranges})*", images or "") or os.path.exists(images):
-        return None
-    ends = ([int(end) for end in part.split("-")] for part in images.split(","))
-    return [range(first, last[0] + 1 if last else first + 1) for first, *last in ends]
-
-
-def _within(numbers, n_images, settings):
-    """The numbers in some ranges, as a list.
-
-    Raises:
-        UserError: the test set has no such image.
-    """
-    for some in numbers:
-        if not some or some[-1] >= n_images:
-            raise UserError(
-                f"--images={settings.images}: {settings.dataset} has the test images 0 to "
-                f"{n_images - 1}; name some of these, as 0,2-4."
-            )
-    return [number for some in numbers for number in some]
+    def _write(self, figures):
+        """Write figures by the ends of their names, and say so."""
+        kinds, dpi = self.settings.figure_kinds, self.settings.figure_dpi
+        paths = [
+            path
+            for end, figure in figures.items()
+            for path in self.album.write(self.name + end, figure, kinds, dpi)
+        ]
+        say("Written: " + ", ".join(map(str, paths)))
+        self.written.update(paths)

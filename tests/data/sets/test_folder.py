@@ -278,9 +278,9 @@ def test_own_images_that_cannot_be_read_here_are_counted(tmp_path, capfd):
     own = settings(tmp_path, mode="islands", images=str(tmp_path))
     (tmp_path / "a.heic").write_bytes(b"")
     with pytest.raises(UserError, match="no image in it, since .*: 1 .heic; convert"):
-        next(folder.pages_of_files(own, 8))
+        folder.files_of_images(own, 8)
     save(tmp_path / "b.png", Image.new("L", (8, 8)))
-    assert next(folder.pages_of_files(own, 8))[1] == [str(tmp_path / "b.png")]
+    assert folder.files_of_images(own, 8).paths.tolist() == [bytes(tmp_path / "b.png")]
     assert "1 .heic; convert" in capfd.readouterr().out
 
 

@@ -177,32 +177,6 @@ def files_of_images(settings, size):
     return ImageFiles(paths, numbers, paths, size, s.n_channels, s.skip_unreadable)
 
 
-def pages_of_files(settings, size, rows=8):
-    """The images of `files_of_images`, `rows` at a time; of a folder that has masks, `rows` in all.
-
-    Yields:
-        (images, paths): (B, n_channels, size, size) uint8, and paths of the files.
-
-    Raises:
-        UserError: there is no image, or none can be read, or one cannot be read and
-            skip_unreadable is not set.
-    """
-    files = files_of_images(settings, size)
-    numbers, path = list(range(len(files))), Path(settings.images)
-    if has_masks(path) and len(files) > rows:
-        within = tested_folder(path)
-        say(f"--images={path}: {rows} of the {len(files)} images in {within}/ are drawn.")
-        numbers = [i * len(files) // rows for i in range(rows)]
-    none_read = True
-    for start in range(0, len(numbers), rows):
-        images, read = files[numbers[start : start + rows]]
-        if len(images):
-            none_read = False
-            yield images, [os.fsdecode(files.paths[i]) for i in read]
-    if none_read:
-        raise UserError(f"--images={path}: none of {len(numbers)} files can be read as an image.")
-
-
 def _lister(settings, folder):
     """What lists the images of a folder in that of a data set, `_listing` or `_unlabelled`."""
     if settings.stage != "masked":
