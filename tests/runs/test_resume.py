@@ -38,7 +38,7 @@ from agglomerator.config import Settings
 from agglomerator.hierarchy import figures
 from agglomerator.runs import record
 from agglomerator.runs.folder import RunFolder
-from agglomerator.runs.resume import keep_metrics
+from agglomerator.runs.metrics_file import keep_metrics
 
 SIGNALS = [signal.SIGKILL] * 3 + [signal.SIGTERM] * 2 + [signal.SIGINT, signal.SIGUSR1]
 STAGES = {"contrastive": "", "supervised": "supervised_"}
@@ -140,7 +140,7 @@ def test_a_full_disk_costs_nothing_and_is_told_in_one_line(tmp_path):
 
 
 SIGNAL_AT_THE_END = """
-from agglomerator.runs.resume import LastCheckpoint
+from agglomerator.runs.checkpoint_callbacks import LastCheckpoint
 end = LastCheckpoint.on_train_end
 def with_signal(self, *words):
     end(self, *words)

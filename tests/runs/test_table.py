@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import run_main, small_run
 
-from agglomerator.runs.resume import MetricsWriter
+from agglomerator.runs.metrics_file import MetricsWriter
 from agglomerator.runs.table import over_seeds, runs_of
 
 

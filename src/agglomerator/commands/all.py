@@ -6,7 +6,7 @@ from agglomerator.commands.train import done_before, train
 from agglomerator.data import registry
 from agglomerator.plan import complete_from_checkpoint, stage_one, stage_two
 from agglomerator.runs.checkpoints import read
-from agglomerator.runs.resume import Stopped
+from agglomerator.runs.signals import Stopped
 from agglomerator.training.length import complete_from_images
 from agglomerator.util import distributed
 from agglomerator.util.terminal import say

@@ -10,7 +10,7 @@ from agglomerator.commands.islands import islands
 from agglomerator.commands.runs import runs
 from agglomerator.commands.train import train
 from agglomerator.islands.live_view import WINDOW
-from agglomerator.runs.resume import Stopped, StopSignals
+from agglomerator.runs.signals import Stopped, StopSignals
 from agglomerator.training.trainer import quiet_libraries
 from agglomerator.util.machine import keep_freed_memory
 from agglomerator.util.terminal import say

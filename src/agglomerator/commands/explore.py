@@ -18,7 +18,7 @@ from agglomerator.islands import window
 from agglomerator.islands.album import Album
 from agglomerator.islands.explorer import Explorer
 from agglomerator.plan import resolve
-from agglomerator.runs.resume import SIGNALS
+from agglomerator.runs.signals import SIGNALS
 from agglomerator.util.errors import UserError
 from agglomerator.util.figure import Figure
 from agglomerator.util.terminal import say

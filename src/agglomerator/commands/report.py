@@ -98,10 +98,11 @@ def how_to_go_on(settings):
     return f"Go on by: {command(settings, resume_training=True, **changes)}"
 
 
+@rank_zero_only
 def tell_upload(loggers):
     """Say how what was logged offline gets to Weights & Biases."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger) and logger._offline:
+        if isinstance(logger, WandbLogger) and logger.experiment.offline:
             upload = f"wandb sync {Path(logger.experiment.dir).parent}"
             say(f"  wandb       logged offline; upload by: {upload}")
 

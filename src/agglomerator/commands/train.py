@@ -18,15 +18,11 @@ from agglomerator.config import INPUT_SETTINGS, MODEL_SETTINGS
 from agglomerator.config.checks import check_spread
 from agglomerator.plan import KEPT, OF_TRAINING, of_stage, resolve
 from agglomerator.runs import checkpoints
+from agglomerator.runs.checkpoint_callbacks import BestCheckpoint, LastCheckpoint
 from agglomerator.runs.folder import RunFolder
+from agglomerator.runs.metrics_file import keep_metrics
 from agglomerator.runs.record import lock_run_folder, put_aside, recorded
-from agglomerator.runs.resume import (
-    BestCheckpoint,
-    LastCheckpoint,
-    Stopped,
-    StopSignals,
-    keep_metrics,
-)
+from agglomerator.runs.signals import Stopped, StopSignals
 from agglomerator.training.length import tell_length
 from agglomerator.training.module import LitAgglomerator
 from agglomerator.training.trainer import build_trainer
@@ -74,9 +70,9 @@ def run_training(plan, given):
         lock_run_folder(folder.path, folder.stage)
     data = build_data(plan)
     data.check_batch_size(trainer.world_size)
-    module = LitAgglomerator(model, settings, data)
-    module.began_from = plan.began_from
-    module.starts_from = classifier_start(plan)
+    module = LitAgglomerator(
+        model, settings, data, began_from=plan.began_from, starts_from=classifier_start(plan)
+    )
     steps = data.images_an_epoch("train", trainer.world_size) // settings.batch_size
     trainer.log_every_n_steps = max(1, min(10, steps // trainer.world_size))
     tell_start(plan, given, len(data.train))

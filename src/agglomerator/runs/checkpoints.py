@@ -1,7 +1,7 @@
 """Checkpoints, this project's and the published ones, read without running what they carry.
 
 A checkpoint of this project is Lightning's, written by `LastCheckpoint` and
-`BestCheckpoint` in `resume.py`:
+`BestCheckpoint` in `checkpoint_callbacks.py`:
 
 - `state_dict`: the weights, by the names that published checkpoints have;
 - `hyper_parameters`: all settings, `stage`, and `class_names`, `split_seed`, `training_images`;
@@ -297,7 +297,7 @@ def load_checkpoint(path, **flags):
         flags = {"island_loss": None} | flags
     with torch.random.fork_rng(devices=()):  # weights are drawn, and then replaced
         model = build(checkpoint, **flags)
-    model.preprocess, names = None, checkpoint.class_names
+    names = checkpoint.class_names
     known = checkpoint.settings | flags
     if known.get("normalization", known.get("dataset")) in registry.DATA_SETS:
         model.preprocess = Preprocessing(model.settings)

@@ -18,7 +18,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from agglomerator.config import FIELDS, GROUPS, LOSS_SETTINGS
 from agglomerator.runs.checkpoints import fingerprint
-from agglomerator.runs.resume import Stopped
+from agglomerator.runs.signals import Stopped
 from agglomerator.util.errors import UserError
 from agglomerator.util.files import write_json, written_whole
 from agglomerator.util.terminal import say

@@ -34,9 +34,14 @@ class LitAgglomerator(LightningModule):
         settings: of the run.
         data: the `ImageDataModule` that makes views of the batches.
         own_classifier: the network's classifier, and its prototypes, know the classes of the data.
+        began_from: fingerprint of the weights that the training begins from, or None.
+        starts_from: what the classifier of stage two begins from, "class_means" or "prototypes";
+            None for the weights that it has.
     """
 
-    def __init__(self, model, settings, data, own_classifier=True):
+    def __init__(
+        self, model, settings, data, own_classifier=True, began_from=None, starts_from=None
+    ):
         super().__init__()
         self.stage = settings.stage
         self.by_class_means = not settings.classifies or not own_classifier
@@ -50,8 +55,7 @@ class LitAgglomerator(LightningModule):
         self.contrast = Contrast(model, settings, data, own_classifier)
         self.reconstruction = Reconstruction(model, settings)
         self.first_step = None
-        self.began_from = None  # fingerprint of the weights
-        self.starts_from = None  # stage two: the classifier, from "class_means" or "prototypes"
+        self.began_from, self.starts_from = began_from, starts_from
         self.train()  # a network from a checkpoint comes in evaluation mode
 
     def _learns(self, part):

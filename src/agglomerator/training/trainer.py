@@ -24,8 +24,9 @@ from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from agglomerator.islands.live_view import IslandsView
+from agglomerator.runs.checkpoint_callbacks import AtomicCheckpointIO
 from agglomerator.runs.folder import RunFolder
-from agglomerator.runs.resume import AtomicCheckpointIO, MetricsLogger
+from agglomerator.runs.metrics_file import MetricsLogger
 from agglomerator.training.finite import StopUnlessFinite
 from agglomerator.util.errors import UserError
 from agglomerator.util.machine import device_of, devices_of, processes_here
