@@ -2,7 +2,7 @@ import torch
 import torch.nn.functional as F
 
 from agglomerator.data import composites
-from agglomerator.data.crops import random_colours, random_crops, random_views
+from agglomerator.data.crops import random_affine, random_colours, random_crops, random_views
 
 SIDE, SIZE = 8, 32
 
@@ -82,6 +82,20 @@ def test_composites_are_a_function_of_the_seed():
     assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
     assert not torch.equal(one[0], other[0])
     assert len(composites.compose(colours[:1], levels[:, :1], generator())[0]) == 2
+
+
+def test_affine_views_turn_resize_and_shift_but_do_not_mirror():
+    """Of a ramp from left to right the slope stays positive, and close to what it was."""
+    ramp = torch.linspace(0, 248, 32).round().to(torch.uint8).expand(500, 1, 32, 32).contiguous()
+    before = ramp.clone()
+    views = random_affine(ramp, generator()).float()
+    assert ramp.equal(before) and views.shape == ramp.shape
+    middle = views[:, 0, 8:24, 8:24]
+    across, along = middle.diff(dim=2).mean((1, 2)) / 8, middle.diff(dim=1).mean((1, 2)) / 8
+    assert 0.7 < across.min() < 0.9 and 1.1 < across.max() < 1.4
+    assert 0.05 < along.abs().max() < 0.25 and along.min() < 0 < along.max()
+    moved = (middle.mean((1, 2)) - before[0, 0, 8:24, 8:24].float().mean()) / 8
+    assert 1.5 < moved.abs().max() < 3.5
 
 
 def test_views_do_not_change_their_input_and_differ():

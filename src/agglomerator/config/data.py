@@ -79,9 +79,10 @@ class DataSettings:
         "randaugment",
         "How training images are changed. randaugment: as published. crop: shifted by up to an "
         "eighth of the side. flip: shifted like that, and half of them mirrored. mirror: half of "
-        "them mirrored. views: turned, resized, mirrored, in other colours, for photographs. "
+        "them mirrored. affine: shifted, turned and resized, for writing. views: like that and "
+        "mirrored, in other colours, for photographs. "
         "CIFAR100 adds Random Erasing to each of them.",
-        choices=("randaugment", "crop", "flip", "mirror", "views"),
+        choices=("randaugment", "crop", "flip", "mirror", "affine", "views"),
     )
     val_share: float = setting(
         0.2,

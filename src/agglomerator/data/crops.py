@@ -54,6 +54,26 @@ def labelled_views(images, labels, generator):
 
 
 @in_float32
+def random_affine(images, generator):
+    """Turn, resize, stretch and shift images a little, and mirror none: for writing.
+
+    Args:
+        images: (B, C, H, W) uint8.
+        generator: torch.Generator on the CPU.
+
+    Returns:
+        (B, C, H, W) uint8.
+
+    Raises:
+        TypeError: images are not uint8.
+        ValueError: images have another shape.
+    """
+    check_images(images)
+    places = random_places(len(images), generator, (0.85, 1.15), 0.15, mirrors=False)
+    return to_bytes(crop(images.float() / 255, send(places, images.device)))
+
+
+@in_float32
 def random_crops(colours, generator, sides, shift):
     """Crop images at random places, resize the crops, and mirror half of them.
 
@@ -70,13 +90,14 @@ def random_crops(colours, generator, sides, shift):
     return crop(colours, send(places, colours.device))
 
 
-def random_places(n, generator, sides, shift):
-    """Where n random crops lie: affine maps (n, 2, 3) for `F.affine_grid`, on the CPU."""
+def random_places(n, generator, sides, shift, mirrors=True):
+    """Where n random crops lie, half of them mirrored if `mirrors`: affine maps (n, 2, 3) for
+    `F.affine_grid`, on the CPU."""
     draws = torch.rand(6, n, generator=generator)
     scale = sides[0] + (sides[1] - sides[0]) * draws[0]
     angle, stretch, right, down = draws[1:5] * 2 - 1
     angle, stretch = ROTATION * angle, (STRETCH * stretch).exp()
-    mirror = torch.where(draws[5] < 0.5, -1.0, 1.0)
+    mirror = torch.where(draws[5] < 0.5 * mirrors, -1.0, 1.0)
     cos, sin = angle.cos() * scale, angle.sin() * scale
     across = torch.stack((mirror * cos * stretch, -sin * stretch, shift * right), 1)
     along = torch.stack((mirror * sin / stretch, cos / stretch, shift * down), 1)

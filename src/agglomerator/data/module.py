@@ -15,7 +15,7 @@ from agglomerator.data.augment import (
     random_erasing,
     random_horizontal_flip,
 )
-from agglomerator.data.crops import labelled_views, random_views
+from agglomerator.data.crops import labelled_views, random_affine, random_views
 from agglomerator.data.download import one_at_a_time
 from agglomerator.data.images import ImageFiles, OnDevice, as_it_is, n_workers, numbered
 from agglomerator.data.loaders import TrainLoader, TrainOrder, leave_signals
@@ -232,6 +232,8 @@ class ImageDataModule(LightningDataModule):
             images = rand_augment(images, generator)
         elif self.settings.augmentation == "views":
             images = random_views(images, generator)
+        elif self.settings.augmentation == "affine":
+            images = random_affine(images, generator)
         elif self.settings.augmentation in ("crop", "flip"):
             size = self.settings.image_size
             images = random_crop(images, size, generator, padding=size // 8)
