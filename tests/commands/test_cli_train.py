@@ -132,7 +132,8 @@ def test_a_run_goes_on_and_a_new_one_puts_the_earlier_aside(tmp_path):
     flags = "--exp_name=again", "--lr_speed=4", "--limit_train=12", "--limit_val=2"
     folder = tmp_path / "again"
     small_run(tmp_path, *flags, "--max_epochs=2")
-    first = metrics(folder)
+    first, tested = metrics(folder), b"{}"
+    (folder / "test_contrastive.json").write_bytes(tested)
 
     result = small_run(tmp_path, *flags, "--max_epochs=3", "--resume_training")
     assert epochs_said(result) == [3]
@@ -140,6 +141,12 @@ def test_a_run_goes_on_and_a_new_one_puts_the_earlier_aside(tmp_path):
     assert (last["epoch"], last["global_step"]) == (2, 36)
     tracked = {int(v) for k, v in last["state_dict"].items() if "num_batches_tracked" in k}
     assert tracked == {36}  # it went on in training mode
+    assert (
+        f"The figures of the network as it was were moved to {folder / 'earlier'}" in result.stdout
+    )
+    (moved,) = everything_below(folder / "earlier").values()
+    assert moved == tested and not (folder / "test_contrastive.json").exists()
+    shutil.rmtree(folder / "earlier")
     found = metrics(folder)
     assert found["val_loss"][:2] == first["val_loss"]
     assert len(found["val_loss"]) == 3

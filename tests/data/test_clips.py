@@ -49,6 +49,21 @@ def test_a_folder_a_gif_and_an_mp4_are_read_alike(pictures, tmp_path):
     assert read_frames(gif, 16, 1).images.shape == (12, 1, 16, 16)
 
 
+def test_a_clip_has_the_pace_of_most_of_its_frames(pictures, tmp_path):
+    gif = write_gif(pictures, tmp_path / "clip.gif", [2000] + 11 * [50])
+    assert read_frames(gif, 16, 3).rate == 20
+
+
+def test_frames_of_more_than_8_bits_are_as_bright_as_each_other(tmp_path):
+    """12 bits: the greatest value of the others needs 10 or 11 bits alone."""
+    for t, greatest in enumerate((1000, 1030, 4000, 1000)):
+        values = np.full((16, 16), 800, np.uint16)
+        values[0, 0] = greatest
+        Image.fromarray(values).save(tmp_path / f"{t}.png")
+    frames = read_frames(tmp_path, 16, 1).images
+    assert (frames[:, 0, 8:, 8:] == 800 * 256 // 4096).all()
+
+
 def test_a_long_clip_is_cut_and_a_line_says_so(pictures, capsys):
     assert len(read_frames(pictures, 16, 3, most=12).images) == 12
     assert capsys.readouterr().out == ""

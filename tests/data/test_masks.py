@@ -188,6 +188,12 @@ def test_images_with_masks_in_batches(root, share, monkeypatch):
         assert one.equal(two) and all(of_one[name].equal(of_two[name]) for name in of_one)
 
 
+def test_a_folder_may_be_scored_in_part(root, capfd):
+    own = settings(root, mode="islands", images=str(root), batch_size=2, limit_test=2)
+    assert len(of_folder(own)) in (3, 4)  # one of all has no mask
+    assert "--limit_test=2: 4 of 8 test images are scored" in capfd.readouterr().out
+
+
 def test_images_kept_larger_than_they_are_scored(root):
     for kind in ("", "parts/", "objects/"):
         (root / f"{kind}test").rename(root / f"{kind}val")  # as ImageNet has it

@@ -67,6 +67,16 @@ def test_whole_groups_are_held_out_in_equal_shares_of_all_classes(of_classes, sh
         assert split(whole, share, seed)[1].indices == val.indices
 
 
+def test_a_class_keeps_an_image_to_learn_from():
+    labels = torch.tensor([0] * 20 + [1] + [2] * 2)
+    images = torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8)
+    for seed in range(20):
+        train, val = split(ImageSet(images, labels, "abc"), 0.5, seed)
+        assert sorted(train.indices + val.indices) == list(range(23))
+        assert set(labels[train.indices].tolist()) == {0, 1, 2}
+        assert 9 <= len(val) <= 12
+
+
 def test_a_small_share_of_groups_is_one_at_least_drawn_by_seed():
     held_out = [split(toys([5] * 5), 0.01, seed)[1] for seed in range(50)]
     assert {len(val) for val in held_out} == {3}

@@ -109,7 +109,8 @@ def test_strange_embeddings_are_drawn_and_scored(x, labels, tmp_path):
     hierarchy = hierarchy_of([0, 0, 1, 1])
     found = scores.scores(x, labels, np.zeros_like(labels), hierarchy, 4)
     json.dumps(found, allow_nan=False)
-    data = SimpleNamespace(classes=hierarchy.classes, hierarchy=hierarchy)
+    whole = {"test": labels}.get
+    data = SimpleNamespace(classes=hierarchy.classes, hierarchy=hierarchy, whole=whole)
     points, figures = draw(x, labels, found, SimpleNamespace(exp_name="own", seed=0), data)
     assert np.isfinite(points.pca).all() and len(points.rows) == len(x)
     assert ("dendrogram" in figures) == (len(np.unique(labels)) > 1)

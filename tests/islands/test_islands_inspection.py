@@ -62,6 +62,9 @@ def test_labels_are_those_of_the_settings_or_of_ones_own(arrays):
     found.loss = 0.3
     assert np.array_equal(found.labels(1), segment(found.states[1], None, 0.3))
     other = find_islands(model, arrays, threshold=0.5)
+    for wrong in ({"threshold": 5.0}, {"loss": -1.0}, {"iters": -3}):
+        with pytest.raises(UserError, match="must be"):
+            find_islands(model, arrays, **wrong)
     assert other.loss is None and np.array_equal(other.labels(), segment(other.states[-1], 0.5))
     assert not np.array_equal(other.labels(), expected)
 

@@ -169,7 +169,10 @@ def test_true_segments_stand_beside_the_islands(tmp_path, photographs):
     figure = islands.draw_levels()
     ax, none = figure.axes[2], figure.axes[5]
     assert ax.get_title() == "true parts" and ax.get_xlabel() == "2 segments"
-    assert "not scored" in figure.get_supxlabel() and not none.get_visible()
+    assert "not scored" in figure.get_supxlabel() and not none.axison
+    parts = {"parts": parts.flip(0)}  # none in the first row
+    second = Album(tmp_path, 0.8).islands(images, "ab", states[None], parts).draw_levels().axes[2]
+    assert second.get_title() == "true parts" and second.get_visible() and not second.axison
     lines = set(cells(ax.collections[0].get_segments()))
     assert {(31.5, 0), (0, 31.5), (39.5, 63), (63, 39.5), (59.5, 0), (63, 7.5)} <= lines
     picture = ax.images[0].get_array()

@@ -82,6 +82,10 @@ def test_a_test_of_another_kind_is_not_taken_for_that_of_the_training(output, tm
     told = {row["run"]: row.get("tested_with") for row in rows if row["stage"] == "supervised"}
     assert told == {"a/seed1": None, "a/seed2": "--iters=6 --test_time_flip=True"}
     assert [row["seeds"] for row in over_seeds(rows, differing)][1:3] == ["1", "2"]
+    last = f"--load_checkpoint_dir={best.with_name('supervised_last.ckpt')}"
+    run_main(*flags[:1], last, *flags[2:], "--precision=bf16-true")
+    told = [row.get("tested_with") for row in runs_of(folder)[0] if row["run"] == "a/seed2"]
+    assert told == [None, "supervised_last.ckpt --precision=bf16-true"]
     path = folder / "a" / "seed2" / "test_supervised.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"dataset": "MNIST"}))
     rows, _ = runs_of(folder)
@@ -105,6 +109,33 @@ def test_validation_is_that_of_the_best_checkpoint(tmp_path, monitor, val_loss):
 def write_part(place, name, started, **flags):
     part = {"flags": {"dataset": "digits", **flags}, "started": started, "outcome": "finished"}
     (place / name).write_text(json.dumps([part]))
+
+
+@pytest.mark.parametrize("test", [{"islands": None}, {"settings": None}, []])
+def test_files_that_are_damaged_are_named_and_left_out(tmp_path, capfd, test):
+    (tmp_path / "run" / "logs" / "contrastive").mkdir(parents=True)
+    write_part(tmp_path / "run", "run.json", "2026-01-01T10:00:00")
+    paths = [
+        tmp_path / "run" / name
+        for name in ("test_contrastive.json", "logs/contrastive/metrics.csv")
+    ]
+    paths[0].write_text(json.dumps(test))
+    paths[1].write_bytes(bytes(range(256)))
+    ((row,), _) = runs_of(tmp_path)
+    assert row["run"] == "run" and "epochs" not in row and "test_error" not in row
+    said = capfd.readouterr().out
+    assert all(f"{path}: cannot be read; left out.\n" in said for path in paths)
+
+
+def test_folders_of_runs_may_be_links(tmp_path):
+    places = tmp_path / "disk" / "a", tmp_path / "output" / "b"
+    for place in places:
+        place.mkdir(parents=True)
+        write_part(place, "run.json", "2026-01-01T10:00:00")
+    (tmp_path / "output" / "linked").symlink_to(tmp_path / "disk")
+    (tmp_path / "output" / "b" / "back").symlink_to(tmp_path / "output")
+    rows, _ = runs_of(tmp_path / "output")
+    assert [row["run"] for row in rows] == ["b", "linked/a"]
 
 
 def test_a_later_stage_one_has_not_led_to_an_earlier_stage_two(tmp_path):

@@ -89,18 +89,15 @@ def island_scores(trainer, module, truth, tested, seed=None):
     return found | {"images": tested, "rows": rows}
 
 
-def score_folder(plan, model):
-    """Score the islands of a network on the test images of a folder that have masks, which
-    needs no classes: the folder of --images, or that of the data set. Writes the figures.
+def score_masked(plan, model, truth):
+    """Score the islands of a network against masks, which needs no classes. Writes the figures.
 
     Args:
         plan: of the run.
         model: its network; it stays on the device of the run.
+        truth: `MaskedImages`.
     """
     settings, start = plan.settings, plan.start
-    truth = masks.of_folder(settings)
-    if truth is None:
-        return
     device = build_trainer(settings, False, logs=False).strategy.root_device
     record = plan.folder.islands / "islands.json"
     prior = masks.of_training(settings)

@@ -5,11 +5,12 @@ from itertools import chain
 from pytorch_lightning.utilities import rank_zero_only
 
 from agglomerator.commands.build import build_network
-from agglomerator.commands.evaluate import score_folder
+from agglomerator.commands.evaluate import score_masked
 from agglomerator.commands.pages import images_of, pages_of
 from agglomerator.commands.report import tell_blindness
 from agglomerator.commands.video import draw_video
 from agglomerator.config.pictures import FIGURE_FORMATS
+from agglomerator.data.masks import of_folder
 from agglomerator.islands.album import Album
 from agglomerator.islands.figures import evenly_spaced
 from agglomerator.islands.inspection import joined
@@ -32,8 +33,10 @@ def islands(settings, given):
         draw_video(plan, model)
     else:
         tell_blindness(plan.settings)
+        truth = of_folder(plan.settings)
         draw_islands(plan, model)
-        score_folder(plan, model)
+        if truth is not None:
+            score_masked(plan, model, truth)
 
 
 def draw_islands(plan, model):

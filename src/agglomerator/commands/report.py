@@ -284,6 +284,8 @@ def island_lines(record):
 def lines_of(record):
     """The figures of a test for the terminal, without those of its islands."""
     lines = [f"loss      {record['loss']:.4f}"]
+    if record["stage"] == "contrastive":  # it compares the images of a batch
+        lines[0] += f"  (in batches of {record['settings']['batch_size']})"
     if "top1" not in record:
         return lines
     lines.append(

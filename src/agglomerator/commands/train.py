@@ -1,7 +1,8 @@
 """`--mode=train`: one stage of training."""
 
+import shutil
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from agglomerator import cli
 from agglomerator.commands.build import build_data, build_network
@@ -21,7 +22,7 @@ from agglomerator.runs import checkpoints
 from agglomerator.runs.checkpoint_callbacks import BestCheckpoint, LastCheckpoint
 from agglomerator.runs.folder import RunFolder
 from agglomerator.runs.metrics_file import keep_metrics
-from agglomerator.runs.record import lock_run_folder, put_aside, recorded
+from agglomerator.runs.record import lock_run_folder, put_aside, put_figures_aside, recorded
 from agglomerator.runs.signals import Stopped, StopSignals
 from agglomerator.training.length import tell_length
 from agglomerator.training.module import LitAgglomerator
@@ -29,6 +30,7 @@ from agglomerator.training.trainer import build_trainer
 from agglomerator.util import distributed
 from agglomerator.util.errors import SharedError, UserError
 from agglomerator.util.files import written_whole
+from agglomerator.util.machine import count_gpus
 from agglomerator.util.terminal import say
 
 # Settings of which a finished training cannot take up another value: it is told.
@@ -119,19 +121,41 @@ def tell_start(plan, given, n_images):
         say(f"{start.name} is {of}: the {settings.stage} stage starts from its weights.")
     if "agreement_cue" in given and settings.stage == "contrastive" and not settings.agreement:
         say("--agreement_cue: does nothing without --agreement, such as --agreement=10.")
+    if "num_gpus" in given and settings.num_gpus > 1 and not count_gpus(settings.accelerator):
+        say(f"--num_gpus={settings.num_gpus}: no GPU here; for processes on the CPU use --devices.")
     tell_blindness(settings)
 
 
 def prepare_folder(plan, trainer):
     """Put what an earlier run left aside, and write the settings of this one."""
     folder, start = plan.folder, plan.start
-    if not plan.goes_on_in_place or start.path.name != folder.last.name:
+    if plan.goes_on_in_place and start.path.name == folder.last.name:
+        put_figures_aside(folder)
+    else:
         put_aside(folder, start, move=not plan.goes_on_in_place)
     if trainer.is_global_zero:
         with written_whole(folder.flags) as file:
             cli.write(plan.settings, file)
         if plan.goes_on:
             keep_metrics(folder.metrics, start.step)
+            if not plan.goes_on_in_place:
+                bring_best(start, folder.best)
+
+
+def bring_best(start, best):
+    """Copy the best checkpoint of a training that goes on in another folder: the training may never
+    be as good again.
+
+    Args:
+        start: the `Checkpoint` that it goes on from.
+        best: path of the copy.
+    """
+    source = start.path.with_name(best.name)
+    with suppress(UserError):  # a damaged one
+        if source.is_file() and checkpoints.read(source).epochs <= start.epochs:
+            with source.open("rb") as file, written_whole(best, "wb") as copy:
+                shutil.copyfileobj(file, copy)
+            say(f"The best so far, {source}, was copied to {best}.")
 
 
 def fit(plan, trainer, module, signals):

@@ -9,7 +9,7 @@ import torch
 
 from agglomerator.data import registry
 from agglomerator.data.clips import FASTEST, read_frames, write_mp4
-from agglomerator.data.module import n_batches
+from agglomerator.data.limits import n_batches
 from agglomerator.data.sets.moving import draw_clip
 from agglomerator.data.sets.partwhole import PartWhole
 from agglomerator.data.transforms import center_crop, normalize, to_channels

@@ -71,9 +71,12 @@ def check_value(settings, option, types):
         raise UserError(f"--{option.name}={value}: must be at most {high}.")
 
 
-def expand_home(settings, name):
-    """Put the user's home folder in the place of ~ in a path."""
-    path = getattr(settings, name)
+def complete_path(settings, option):
+    """Put the user's home folder in the place of ~ in a path. Refuse an empty one, which may be an
+    unset variable of the shell."""
+    name, path = option.name, getattr(settings, option.name)
+    if path == "" != option.default:
+        raise UserError(f"--{name}=: is empty; name a path, or . for this folder.")
     if path is None or not path.startswith("~"):
         return
     if os.path.expanduser(path) == path:

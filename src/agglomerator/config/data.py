@@ -81,7 +81,7 @@ class DataSettings:
         "eighth of the side. flip: shifted like that, and half of them mirrored. mirror: half of "
         "them mirrored. affine: shifted, turned and resized, for writing. views: like that and "
         "mirrored, in other colours, for photographs. "
-        "CIFAR100 adds Random Erasing to each of them.",
+        "CIFAR100 adds Random Erasing to each of them, but not where --agreement_cue=islands.",
         choices=("randaugment", "crop", "flip", "mirror", "affine", "views"),
     )
     val_share: float = setting(

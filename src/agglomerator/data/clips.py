@@ -4,17 +4,19 @@ Pillow reads GIF, PNG and WebP, PyAV (FFmpeg's libraries, which come with it) ev
 """
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from statistics import median
 
 import av
 import numpy as np
 import torch
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
-from agglomerator.data.decode import formats, of_8_bits, pixels_of
+from agglomerator.data.decode import bits_of, formats, of_8_bits, pixels_of
 from agglomerator.data.sets.folder import images_below
 from agglomerator.util.errors import UserError
 from agglomerator.util.files import written_whole
@@ -115,9 +117,25 @@ def _of_folder(path, where):
             f"{where}: its frames lie in {len(folders)} folders, as {folders[0]} and {folders[1]}; "
             "name the folder of one clip."
         )
-    for each in sorted(paths, key=_by_numbers):
+    paths = sorted(paths, key=_by_numbers)
+    bits = _most_bits(paths[: MOST_FRAMES + 1])
+    for each in paths:
         with open(each, "rb") as file, Image.open(file, formats=formats()) as image:
-            yield Path(each).name, ImageOps.exif_transpose(of_8_bits(image, file))
+            yield Path(each).name, ImageOps.exif_transpose(of_8_bits(image, file, bits))
+
+
+def _most_bits(paths):
+    """The bits of a value in the frame that has most, so that all frames are as bright. Frames that
+    cannot be read are found later."""
+    most = 0
+    for path in paths:
+        with (
+            suppress(Exception),
+            open(path, "rb") as file,
+            Image.open(file, formats=formats()) as image,
+        ):
+            most = max(most, bits_of(image, file))
+    return most
 
 
 def _by_numbers(path):
@@ -136,10 +154,19 @@ def _of_file(path):
             yield from _of_video(file)
             return
         image.load()
-        pause = image.info.get("duration") or 1000 / RATE
-        yield min(1000 / pause, FASTEST)
+        yield _rate_of(image)
         for number, frame in enumerate(ImageSequence.Iterator(image)):
             yield f"frame {number}", frame
+
+
+def _rate_of(image):
+    """Frames a second of an animation, by the median of its pauses; RATE where it tells none."""
+    pauses = []
+    with suppress(Exception):  # a damaged frame is found later
+        for frame in islice(ImageSequence.Iterator(image), MOST_FRAMES):
+            pauses.append(frame.info.get("duration", 0))
+    pause = median(pauses) if pauses else 0
+    return min(1000 / pause, FASTEST) if pause else RATE
 
 
 def _of_video(file):

@@ -149,7 +149,7 @@ def to_8_bits(values, bits=None):
 
     Args:
         values: array of numbers.
-        bits: of a value, if known.
+        bits: of a value, if known; 0 for floats on the scale 0 to 1.
 
     Returns:
         uint8 array of the same shape.
@@ -166,39 +166,37 @@ def to_8_bits(values, bits=None):
     if not finite.any():
         raise ValueError("it holds no finite value")
     values = np.where(finite, values, 0)
-    greatest = int(values.max())
-    if values.dtype.kind == "f" and greatest < 2:
-        values = values * 255
-    else:
-        usual = (n for n in (8, 10, 12, 14, 16) if greatest < 2**n)
-        values = values / 2.0 ** ((bits or next(usual, greatest.bit_length())) - 8)
+    bits = _bits_of(values) if bits is None else bits
+    values = values / 2.0 ** (bits - 8) if bits else values * 255
     return np.clip(values, 0, 255).astype(np.uint8)
 
 
-def of_8_bits(image, file=None):
-    """Convert an image of an open file to 8 bits. Returns it unchanged if it has no more."""
-    raw, clear, bits = _raw_mode(image), image.info.get("transparency"), None
+def _bits_of(values):
+    """The least usual number of bits that holds finite values; 0 for floats on the scale 0 to 1."""
+    greatest = int(values.max())
+    if values.dtype.kind == "f" and greatest < 2:
+        return 0
+    return next((n for n in (8, 10, 12, 14, 16) if greatest < 2**n), greatest.bit_length())
+
+
+def of_8_bits(image, file=None, bits=None):
+    """Convert an image of an open file to 8 bits. Returns it unchanged if it has no more.
+
+    Args:
+        image: of Pillow.
+        file: of the image, open. It may be missing where an image is not of 16-bit colours.
+        bits: of a value, as `bits_of` returns them; None for those that the image shows.
+    """
+    raw, clear = _raw_mode(image), image.info.get("transparency")
     tags = getattr(image, "tag_v2", {})  # of TIFF
-    if raw not in LOWER and image.mode != "F" and not image.mode.startswith("I"):
+    if not _is_deep(image, raw):
         if raw in ("L;2", "L;4") and clear is not None:  # Pillow scales the pixels, but not this
             image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}[raw]
         return image
-    image.load()  # turns a TIFF upright, which changes its shape
-    if raw not in LOWER:
-        values = np.asarray(image)[..., None]
-        if raw == "I;32N":
-            values = values.view(np.uint32)  # as in the file
-        alpha = values[..., 1:].astype(np.uint8)  # none
-        if image.mode != "F" and image.format in ("PPM", "JPEG2000"):
-            bits = 16  # Pillow has scaled the range that the file names
-        elif raw == "I;12":
-            bits = 12
-    else:
-        upper = np.asarray(image)
-        if clear is None and upper[..., :3].max() >= 2**6:
-            return image  # it uses all 16 bits, and Pillow has kept the upper 8
-        values, alpha = _both_bytes(upper[..., :3], file, LOWER[raw]), upper[..., 3:]
-    pixels = to_8_bits(values, bits)
+    if raw in LOWER and clear is None and np.asarray(image)[..., :3].max() >= 2**6:
+        return image  # it uses all 16 bits, and Pillow has kept the upper 8
+    values, alpha, known = _deep_values(image, file, raw)
+    pixels = to_8_bits(values, bits if known is None else known)
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
         pixels = 255 - pixels
     if clear is not None:
@@ -207,6 +205,38 @@ def of_8_bits(image, file=None):
     converted = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     converted.info = {name: x for name, x in image.info.items() if name != "transparency"}
     return converted
+
+
+def bits_of(image, file):
+    """How many bits a value of an image of an open file has, as `of_8_bits` takes it: 8 or more; 0
+    for floats on the scale 0 to 1."""
+    raw = _raw_mode(image)
+    if not _is_deep(image, raw):
+        return 8
+    values, _, known = _deep_values(image, file, raw)
+    return _bits_of(np.where(np.isfinite(values), values, 0)) if known is None else known
+
+
+def _is_deep(image, raw):
+    """Whether an image has more than 8 bits; `raw` is its `_raw_mode`."""
+    return raw in LOWER or image.mode == "F" or image.mode.startswith("I")
+
+
+def _deep_values(image, file, raw):
+    """Values (H, W, C) of an image of more than 8 bits, its transparency (H, W, 0 or 1) uint8, and
+    the number of bits, None if the file does not tell."""
+    image.load()  # turns a TIFF upright, which changes its shape
+    if raw in LOWER:
+        upper = np.asarray(image)
+        return _both_bytes(upper[..., :3], file, LOWER[raw]), upper[..., 3:], None
+    values, bits = np.asarray(image)[..., None], None
+    if raw == "I;32N":
+        values = values.view(np.uint32)  # as in the file
+    if image.mode != "F" and image.format in ("PPM", "JPEG2000"):
+        bits = 16  # Pillow has scaled the range that the file names
+    elif raw == "I;12":
+        bits = 12
+    return values, values[..., 1:].astype(np.uint8), bits
 
 
 def _raw_mode(image):

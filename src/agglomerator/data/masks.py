@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from agglomerator.data import registry
 from agglomerator.data.decode import upright_size
 from agglomerator.data.images import ImageFiles, numbered
+from agglomerator.data.limits import chosen
 from agglomerator.data.sets import folder as folders
 from agglomerator.data.transforms import center_crop, normalize
 from agglomerator.util.errors import UserError
@@ -274,7 +275,13 @@ def of_folder(settings):
     masks = masks_beside(folder, split, paths, size)
     numbers = range(len(paths))
     images = ImageFiles(paths, numbers, paths, size, s.n_channels, s.skip_unreadable)
-    return MaskedImages(images, masks, numbers, s) if masks else None
+    rows = chosen(s, "test", len(paths)).tolist()
+    if len(rows) < len(paths):
+        say(f"--limit_test={s.limit_test}: {len(rows)} of {len(paths)} test images are scored.")
+    found = MaskedImages(images, masks, rows, s) if masks else None
+    if found is not None and not len(found):
+        say("None of these images has a mask: no islands are scored.")
+    return found or None
 
 
 def masked_folder(settings):

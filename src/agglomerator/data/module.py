@@ -18,11 +18,11 @@ from agglomerator.data.augment import (
 from agglomerator.data.crops import labelled_views, random_affine, random_views
 from agglomerator.data.download import one_at_a_time
 from agglomerator.data.images import ImageFiles, OnDevice, as_it_is, n_workers, numbered
+from agglomerator.data.limits import chosen, n_batches
 from agglomerator.data.loaders import TrainLoader, TrainOrder, leave_signals
 from agglomerator.data.transforms import center_crop, denormalize, normalize, send
 from agglomerator.hierarchy.classes import hierarchy_of
 from agglomerator.util.errors import UserError
-from agglomerator.util.random import seeded_generator
 
 
 class ImageDataModule(LightningDataModule):
@@ -117,13 +117,9 @@ class ImageDataModule(LightningDataModule):
             )
 
     def _chosen(self, subset, name):
-        s, n_images = self.settings, len(subset)
-        n = n_batches(s, name, math.ceil(n_images / s.batch_size)) * s.batch_size
-        if n >= n_images:
+        drawn = chosen(self.settings, name, len(subset))
+        if len(drawn) == len(subset):
             return subset
-        drawn = (
-            torch.randperm(n_images, generator=seeded_generator(s.seed, n_images))[:n].sort().values
-        )
         return Subset(subset.dataset, torch.as_tensor(subset.indices)[drawn].tolist())
 
     @property
@@ -254,8 +250,9 @@ def split(whole, share, seed):
     """Divide a data set into training and validation images.
 
     If the data set has groups, whole groups are held out: of each class the same share, as far as
-    possible, and at least one group if the share is more than 0. Files that cannot be read change
-    nothing for the others.
+    possible, and at least one group if the share is more than 0. If not, a class of which all
+    images are drawn keeps its first one to learn from. Files that cannot be read change nothing for
+    the others.
 
     Args:
         whole: `ImageSet` or `ImageFiles` of N images.
@@ -272,6 +269,8 @@ def split(whole, share, seed):
         in_val = torch.zeros(len(listed), dtype=torch.bool)
         in_val[order[: round(share * len(listed))]] = True
         in_val = in_val[listed]
+        for label in set(whole.labels.tolist()) - set(whole.labels[~in_val].tolist()):
+            in_val[(whole.labels == label).nonzero()[0]] = False
     else:
         groups, first = np.unique(whole.groups, return_index=True)
         order = torch.randperm(len(groups), generator=generator).numpy()
@@ -285,23 +284,6 @@ def split(whole, share, seed):
         in_val = torch.from_numpy(np.isin(whole.groups, groups[chosen]))
     rows = torch.arange(len(in_val))
     return Subset(whole, rows[~in_val].tolist()), Subset(whole, rows[in_val].tolist())
-
-
-def n_batches(settings, name, batches):
-    """How many of the batches --limit_<name> leaves: a number of batches, or a share of them.
-
-    Raises:
-        UserError: the share is less than one batch.
-    """
-    limit = getattr(settings, f"limit_{name}")
-    if isinstance(limit, int):
-        return min(limit, batches)
-    if limit > 0 and batches and int(limit * batches) == 0:
-        raise UserError(
-            f"--limit_{name}={limit}: less than one of {batches} batches; use a number of "
-            f"batches, like --limit_{name}=1."
-        )
-    return int(limit * batches)
 
 
 def _all_of(images):

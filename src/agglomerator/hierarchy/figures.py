@@ -189,7 +189,8 @@ def draw(embedding, labels, scored, settings, data):
     tree = ClassTree.of(embedding, labels) if len(np.unique(labels)) > 1 else None
     order = [] if tree is None else tree.present[tree.order]
     marks = Marks.of(classes, hierarchy, order)
-    n_images = f"{len(points.rows)} of {len(labels)}" if len(points.rows) < len(labels) else "the"
+    shown, whole = len(points.rows), len(data.whole("test"))
+    n_images = f"{shown} of {whole}" if shown < whole else "the"
     title = f"{name}: embedding of {n_images} test images{marks.note}"
     figures = {"embedding": draw_embedding(points, marks, classes, title)}
     if tree is not None:

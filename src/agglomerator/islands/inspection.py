@@ -62,9 +62,14 @@ def find_islands(
 
     Raises:
         UserError: these are no images, or a file cannot be read, or the network does not tell how
-            its input is prepared, or its states are not finite, or the masks are no such masks.
+            its input is prepared, or its states are not finite, or the masks are no such masks, or
+            a number is beyond the limits of the flag of its name.
     """
     settings = model.settings
+    if threshold is None and loss is None:
+        loss = settings.island_loss
+    threshold = settings.island_threshold if threshold is None else threshold
+    settings.replace(island_threshold=threshold, island_loss=loss)
     if hasattr(model, "preprocess"):
         preprocess = model.preprocess
         if preprocess is None:
@@ -82,9 +87,6 @@ def find_islands(
     check_masks(masks or {}, len(single))
     batches = (single[i : i + BATCH] for i in range(0, len(single), BATCH))
     states = [finite(states_of(model, preprocess(batch), iters)) for batch in batches]
-    if threshold is None and loss is None:
-        loss = settings.island_loss
-    threshold = settings.island_threshold if threshold is None else threshold
     shown = preprocess.photographs(single)
     return Islands(shown, names, torch.cat(states, 1), threshold, loss, projection, masks, model)
 

@@ -168,7 +168,7 @@ def show_mask(ax, mask, width, image):
     palette = np.delete(matplotlib.color_sequences["tab10"], GRAY_OF_PALETTE, 0)
     segments = np.setdiff1d(mask, (0, NOT_SCORED))
     if not len(segments):
-        ax.set_visible(False)
+        ax.axis("off")
         return
     colours = palette[np.searchsorted(segments, mask) % len(palette)]
     colours[mask == NOT_SCORED] = DARK

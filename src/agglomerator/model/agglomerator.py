@@ -101,11 +101,6 @@ class Agglomerator(nn.Module):
         **flags: settings by the names of the flags, with their defaults (`Settings`). Those that
             do not concern the network are accepted and have no effect here.
 
-    Attributes:
-        settings: all of them.
-        preprocess, class_names: what makes its input of images, and the names of its classes, where
-            `load_checkpoint` knows them; else None.
-
     Raises:
         UserError: the settings do not make a network; the message names values that do.
         TypeError: there is no setting of that name.
@@ -119,7 +114,6 @@ class Agglomerator(nn.Module):
     def __init__(self, **flags):
         super().__init__()
         self.settings = s = Settings(**flags)
-        self.preprocess = self.class_names = None
         d, n = s.patch_dim, s.n_columns
         self.image_to_tokens = nn.Sequential(
             Tokenizer(s),  # (B, E, G, G)
@@ -269,6 +263,9 @@ class Agglomerator(nn.Module):
         return self.masked.pixels(states[-1].bottom), states
 
     def _n_iters(self, iters):
+        """The number of iterations that is asked for. Raises UserError if it is negative."""
+        if iters is not None and iters < 0:
+            raise UserError(f"iters={iters}: must be at least 0.")
         return self.settings.n_iters if iters is None else iters
 
     def _embedded(self, n_iters):

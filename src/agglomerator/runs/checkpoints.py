@@ -297,7 +297,7 @@ def load_checkpoint(path, **flags):
         flags = {"island_loss": None} | flags
     with torch.random.fork_rng(devices=()):  # weights are drawn, and then replaced
         model = build(checkpoint, **flags)
-    names = checkpoint.class_names
+    model.preprocess, names = None, checkpoint.class_names
     known = checkpoint.settings | flags
     if known.get("normalization", known.get("dataset")) in registry.DATA_SETS:
         model.preprocess = Preprocessing(model.settings)

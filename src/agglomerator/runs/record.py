@@ -133,12 +133,9 @@ def put_aside(folder, start, move=True):
             other processes may be about to read it.
         move: False if the run continues from before its end: everything also stays where it is.
     """
-    left = folder.of_training() + folder.of_test()
+    left = folder.of_training() + _figures(folder)
     if folder.stage in ("contrastive", "masked"):
         left = [path for path in left if path.parent != folder.islands] + [folder.islands]
-    frozen = _read(folder.frozen_record)
-    if isinstance(frozen, dict) and frozen.get("stage") == folder.stage:
-        left += folder.of_freeze()
     aside = _keep(left, folder.path, folder.stage, None if start is None else start.path, move)
     if aside is None:
         return
@@ -147,6 +144,21 @@ def put_aside(folder, start, move=True):
             shutil.copyfileobj(source, target)
     said = "An earlier run of this name was moved to" if move else "This run as it was is kept in"
     say(f"{said} {aside}.")
+
+
+@rank_zero_only
+def put_figures_aside(folder):
+    """Keep the figures of a network that is about to learn more in earlier/."""
+    aside = _keep(_figures(folder), folder.path, folder.stage)
+    if aside is not None:
+        say(f"The figures of the network as it was were moved to {aside}.")
+
+
+def _figures(folder):
+    """What a test and freeze left of the stage of a `RunFolder`."""
+    frozen = _read(folder.frozen_record)
+    of_stage = isinstance(frozen, dict) and frozen.get("stage") == folder.stage
+    return folder.of_test() + (folder.of_freeze() if of_stage else [])
 
 
 @rank_zero_only

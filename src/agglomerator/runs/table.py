@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean, stdev
@@ -17,8 +18,8 @@ OF_MACHINE = "precision", "num_gpus", "num_nodes", "devices"  # which decide on 
 DECIDE = {*GROUPS["Data"], *GROUPS["Model"], *GROUPS["Training"], *OF_MACHINE} - NO_MATTER
 COMPARED = [name for name in FIELDS if name in DECIDE]
 OF_TEST = (*(name for name in MODEL_SETTINGS if name != "recompute"), "image_size", "n_channels",
-           "normalization", "limit_test", "test_time_flip", "data_dir", "difficulty", "objects",
-           "island_threshold", "island_loss")  # fmt: skip
+           "normalization", "precision", "limit_test", "test_time_flip", "data_dir", "difficulty",
+           "objects", "island_threshold", "island_loss")  # fmt: skip
 FIRST = "contrastive", "masked"  # stages one
 NAMES = "run", "stage", "dataset", "seed"
 FIGURES = "val_acc", "val_loss", "test_error", "test_loss"
@@ -43,14 +44,23 @@ def runs_of(folder):
         network from elsewhere, or on another data set, has a row of its own, with its checkpoint as
         `from`.
     """
-    places = {path.parent for path in Path(folder).rglob("*run.json")}
-    places |= {path.parent for path in Path(folder).rglob("test_*.json")}
-    runs = [_Run(place, folder) for place in sorted(places)]
-    runs = [run for run in runs if "earlier" not in Path(run.name).parts]
+    runs = [_Run(place, folder) for place in sorted(_places(folder))]
     differing = _differing(runs)
     rows = [row for run in runs for row in run.rows(differing)]
     columns = (*differing, "from", "tested_with")
     return rows, [name for name in columns if any(row.get(name) for row in rows)]
+
+
+def _places(folder):
+    """The folders of runs below an output folder, also behind links, each once."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else sorted(set(folders) - {"earlier"})
+        tests = any(name.startswith("test_") and name.endswith(".json") for name in names)
+        if real not in seen and (tests or any(name.endswith("run.json") for name in names)):
+            yield Path(place)
+        seen.add(real)
 
 
 class _Run:
@@ -114,7 +124,9 @@ class _Run:
         if flags["iters"] is None:
             flags["iters"] = 2 * flags["levels"]
         names = [name for name in OF_TEST if made.get(name, flags[name]) != flags[name]]
-        return {"tested_with": _as_flags(made, names)}
+        tested, best = Path(str(test.get("checkpoint"))).name, f"{PREFIXES[stage]}best.ckpt"
+        other = None if tested == best else tested
+        return {"tested_with": " ".join(filter(None, (other, _as_flags(made, names)))) or None}
 
     def _training(self, stage):
         parts, flags = self.parts[stage], self.flags(stage)
@@ -166,8 +178,10 @@ def _read(path, kind):
     except (OSError, ValueError):
         content = None
     parts = content if kind is list and isinstance(content, list) else []
-    flagged = all(isinstance(part, dict) and isinstance(part.get("flags"), dict) for part in parts)
-    if not isinstance(content, kind) or not flagged:
+    whole = all(isinstance(part, dict) and isinstance(part.get("flags"), dict) for part in parts)
+    if isinstance(content, dict):
+        whole = all(isinstance(content.get(name, {}), dict) for name in ("settings", "islands"))
+    if not isinstance(content, kind) or not whole:
         say(f"{path}: cannot be read; left out.")
         return None
     return content
@@ -189,7 +203,11 @@ def _best_epoch(path, chosen_by):
     """Epochs done, and the validation of the best one, the last of equals, from a metrics.csv."""
     if not path.is_file():
         return {}
-    rows = [row for row in read_rows(path)[1] if row.get("train_loss_epoch")]
+    names, rows = read_rows(path)
+    if names is not None and "train_loss_epoch" not in names:
+        say(f"{path}: cannot be read; left out.")
+        return {}
+    rows = [row for row in rows if row.get("train_loss_epoch")]
     validated = [row for row in rows if row.get(chosen_by)]
     found = {"epochs": len(rows)}
     if validated:

@@ -68,6 +68,13 @@ class Predictions(Metric):
         return rows, self.predicted.cpu()[rows], self.probability.cpu()[rows]
 
 
+def in_top5(logits, labels):
+    """Which labels (B,) are among the five greatest of logits (B, n_classes), as 0 or 1: none whose
+    logit is -inf, of a class without a mean."""
+    best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+    return (best.any(1) & logits.gather(1, labels[:, None])[:, 0].isfinite()).float()
+
+
 class RunMetrics(nn.Module):
     """All metrics of a run.
 
@@ -86,14 +93,14 @@ class RunMetrics(nn.Module):
         def mean():
             return MeanMetric(nan_strategy="disable")
 
-        def accuracy(top_k=1):
-            return MulticlassAccuracy(n_classes, top_k, average="micro", validate_args=False)
+        def accuracy():
+            return MulticlassAccuracy(n_classes, average="micro", validate_args=False)
 
         self.class_means = ClassMeans(n_classes, width)
         self.train_loss, self.train_accuracy, self.train_agreement = mean(), accuracy(), mean()
         # Lightning's own mean over processes is wrong where some have fewer images than others.
         self.val_loss, self.val_accuracy = mean(), accuracy()
-        self.test_loss, self.top5 = mean(), accuracy(min(5, n_classes))
+        self.test_loss, self.top5 = mean(), mean()
         self.confusion = MulticlassConfusionMatrix(n_classes, validate_args=False)
         self.islands, self.position = IslandScores(levels), PositionShare()
 

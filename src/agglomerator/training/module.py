@@ -9,7 +9,7 @@ from pytorch_lightning import LightningModule
 
 from agglomerator.data.transforms import send
 from agglomerator.model.heads import start_from_means
-from agglomerator.training.metrics import Predictions, RunMetrics
+from agglomerator.training.metrics import Predictions, RunMetrics, in_top5
 from agglomerator.training.objectives import Contrast, Reconstruction
 from agglomerator.training.optim import Muon, OneCycle, can_fuse
 from agglomerator.util.distributed import gather
@@ -305,7 +305,7 @@ class LitAgglomerator(LightningModule):
         metrics.islands.update_states(levels, **self.settings.found_by)
         metrics.position.update(levels)
         metrics.confusion(logits, batch[1])
-        metrics.top5(logits, batch[1])
+        metrics.top5(in_top5(logits, batch[1]))
         metrics.test_loss(loss.expand(len(batch[1])))
         self.log("test_loss", metrics.test_loss)
 
