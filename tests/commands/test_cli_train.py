@@ -171,6 +171,22 @@ def test_a_run_goes_on_and_a_new_one_puts_the_earlier_aside(tmp_path):
     assert len(metrics(folder)["val_loss"]) == 1
 
 
+def test_the_best_of_a_training_that_goes_on_elsewhere_is_kept(stage_one_checkpoint, tmp_path):
+    """The first epochs are told to have been better than any can be."""
+    checkpoints = tmp_path / "one"
+    checkpoints.mkdir()
+    best = shutil.copy(stage_one_checkpoint, checkpoints / "best.ckpt")
+    content = torch.load(stage_one_checkpoint.with_name("last.ckpt"), weights_only=True)
+    (state,) = (s for name, s in content["callbacks"].items() if name.startswith("BestCheckpoint"))
+    state["best_model_score"] = torch.tensor(2.0)
+    torch.save(content, checkpoints / "last.ckpt")
+    flags = "--exp_name=two", "--max_epochs=3", "--limit_train=4", "--resume_training"
+    result = small_run(tmp_path, *flags, f"--load_checkpoint_dir={checkpoints / 'last.ckpt'}")
+    kept = tmp_path / "two" / "checkpoints" / "best.ckpt"
+    assert f"The best so far, {best}, was copied to {kept}." in result.stdout
+    assert kept.read_bytes() == best.read_bytes() and epochs_said(result) == [3]
+
+
 def test_the_narrowest_blind_network_in_bfloat16_without_validation(tmp_path):
     flags = "--patch_dim=2", "--precision=bf16-true", "--limit_val=0", "--limit_train=2"
     flags += "--iters=1", "--max_epochs=1", "--plot_islands"

@@ -71,11 +71,11 @@ def check_value(settings, option, types):
         raise UserError(f"--{option.name}={value}: must be at most {high}.")
 
 
-def complete_path(settings, option):
+def complete_path(settings, name):
     """Put the user's home folder in the place of ~ in a path. Refuse an empty one, which may be an
     unset variable of the shell."""
-    name, path = option.name, getattr(settings, option.name)
-    if path == "" != option.default:
+    path = getattr(settings, name)
+    if path == "":
         raise UserError(f"--{name}=: is empty; name a path, or . for this folder.")
     if path is None or not path.startswith("~"):
         return

@@ -37,8 +37,8 @@ class Settings(
     def __post_init__(self):
         for option in dataclasses.fields(self):
             checks.check_value(self, option, value_types(option.name))
-            if option.name in PATHS:
-                checks.complete_path(self, option)
+        for name in PATHS:
+            checks.complete_path(self, name)
         checks.check(self)
 
     @property
