@@ -367,7 +367,9 @@ def test_two_runs_of_one_name_at_once_do_not_meet(tmp_path):
     steps = torch.load(last, weights_only=True)["global_step"]
     more = run_program(*flags, f"--max_epochs={steps // 35 + 2}", "--resume_training")
     assert "contrastive training: " in more.stdout
-    assert not (tmp_path / "one" / "earlier").exists()
+    kept = {path.name for path in (tmp_path / "one" / "earlier").rglob("*.*")}
+    assert "test_contrastive.json" in kept  # of the network as it was
+    assert not kept & {"last.ckpt", "run.json", "metrics.csv"}
 
 
 @pytest.mark.parametrize("torn", ["", "0,0.5,1", "0,0.5,1,\x00", "1,0.5,12\n"])
