@@ -61,9 +61,8 @@ def find_islands(
         `Islands`.
 
     Raises:
-        UserError: these are no images, or a file cannot be read, or the network does not tell how
-            its input is prepared, or its states are not finite, or the masks are no such masks, or
-            a number is beyond the limits of the flag of its name.
+        UserError: an argument is not as said here, or beyond the limits of its flag; a file cannot
+            be read; the network does not tell how its input is prepared; states are not finite.
     """
     settings = model.settings
     if threshold is None and loss is None:
