@@ -1,6 +1,5 @@
 """`--mode=train`: one stage of training."""
 
-import shutil
 import time
 from contextlib import contextmanager, suppress
 
@@ -29,7 +28,7 @@ from agglomerator.training.module import LitAgglomerator
 from agglomerator.training.trainer import build_trainer
 from agglomerator.util import distributed
 from agglomerator.util.errors import SharedError, UserError
-from agglomerator.util.files import written_whole
+from agglomerator.util.files import copy_whole, written_whole
 from agglomerator.util.machine import count_gpus
 from agglomerator.util.terminal import say
 
@@ -153,8 +152,7 @@ def bring_best(start, best):
     source = start.path.with_name(best.name)
     with suppress(UserError):  # a damaged one
         if source.is_file() and checkpoints.read(source).epochs <= start.epochs:
-            with source.open("rb") as file, written_whole(best, "wb") as copy:
-                shutil.copyfileobj(file, copy)
+            copy_whole(source, best)
             say(f"The best so far, {source}, was copied to {best}.")
 
 

@@ -275,11 +275,13 @@ def of_folder(settings):
     masks = masks_beside(folder, split, paths, size)
     numbers = range(len(paths))
     images = ImageFiles(paths, numbers, paths, size, s.n_channels, s.skip_unreadable)
+    if not masks:
+        return None
     rows = chosen(s, "test", len(paths)).tolist()
     if len(rows) < len(paths):
         say(f"--limit_test={s.limit_test}: {len(rows)} of {len(paths)} test images are scored.")
-    found = MaskedImages(images, masks, rows, s) if masks else None
-    if found is not None and not len(found):
+    found = MaskedImages(images, masks, rows, s)
+    if not len(found):
         say("None of these images has a mask: no islands are scored.")
     return found or None
 

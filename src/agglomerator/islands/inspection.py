@@ -69,15 +69,7 @@ def find_islands(
         loss = settings.island_loss
     threshold = settings.island_threshold if threshold is None else threshold
     settings.replace(island_threshold=threshold, island_loss=loss)
-    if hasattr(model, "preprocess"):
-        preprocess = model.preprocess
-        if preprocess is None:
-            raise UserError(
-                "the checkpoint does not tell how images are to be prepared: give "
-                "load_checkpoint(..., dataset=...), such as CIFAR10."
-            )
-    else:
-        preprocess = Preprocessing(settings)
+    preprocess = _preprocessing_of(model)
     single = each_image(images, settings.n_channels == 1)
     if names is None:
         names = [_name(image, number) for number, image in enumerate(single)]
@@ -88,6 +80,17 @@ def find_islands(
     states = [finite(states_of(model, preprocess(batch), iters)) for batch in batches]
     shown = preprocess.photographs(single)
     return Islands(shown, names, torch.cat(states, 1), threshold, loss, projection, masks, model)
+
+
+def _preprocessing_of(model):
+    if not hasattr(model, "preprocess"):
+        return Preprocessing(model.settings)
+    if model.preprocess is None:
+        raise UserError(
+            "the checkpoint does not tell how images are to be prepared: give "
+            "load_checkpoint(..., dataset=...), such as CIFAR10."
+        )
+    return model.preprocess
 
 
 def _name(image, number):

@@ -20,7 +20,7 @@ from agglomerator.config import FIELDS, GROUPS, LOSS_SETTINGS
 from agglomerator.runs.checkpoints import fingerprint
 from agglomerator.runs.signals import Stopped
 from agglomerator.util.errors import UserError
-from agglomerator.util.files import write_json, written_whole
+from agglomerator.util.files import copy_whole, write_json
 from agglomerator.util.terminal import say
 
 try:
@@ -140,8 +140,7 @@ def put_aside(folder, start, move=True):
     if aside is None:
         return
     if not move:  # the last checkpoint is now the one that the run goes back to
-        with start.path.open("rb") as source, written_whole(folder.last, "wb") as target:
-            shutil.copyfileobj(source, target)
+        copy_whole(start.path, folder.last)
     said = "An earlier run of this name was moved to" if move else "This run as it was is kept in"
     say(f"{said} {aside}.")
 

@@ -115,3 +115,24 @@ class RunMetrics(nn.Module):
     def sums_of_epoch(self):
         """The sums of a training epoch, as pairs of a metric and the name of its state."""
         return [(metric, name) for metric in self.of_epoch() for name in metric.metric_state]
+
+    def take_up(self, sums, rank, processes):
+        """Go on with the sums of an interrupted epoch.
+
+        Args:
+            sums: a tensor for each of `sums_of_epoch`, with those of all processes before.
+            rank: of this process.
+            processes: how many there are now.
+
+        Raises:
+            ValueError: a tensor does not fit.
+        """
+        for (metric, name), of_processes in zip(self.sums_of_epoch(), sums, strict=False):
+            own = getattr(metric, name)
+            if of_processes.shape[1:] != own.shape or not of_processes.is_contiguous():
+                raise ValueError(f"epoch_so_far: no {tuple(own.shape)} a process for {name}")
+            if len(of_processes) == processes:
+                mine = of_processes[rank]
+            else:
+                mine = of_processes.sum(0) * (rank == 0)
+            setattr(metric, name, mine.to(own))

@@ -258,17 +258,7 @@ class LitAgglomerator(LightningModule):
             if "teacher" not in checkpoint:
                 raise ValueError("the teacher is missing")
             self.contrast.teacher.model.load_state_dict(checkpoint["teacher"])
-        for (holder, name), of_processes in zip(
-            self.metrics.sums_of_epoch(), checkpoint.get("epoch_so_far", ()), strict=False
-        ):
-            own = getattr(holder, name)
-            if of_processes.shape[1:] != own.shape or not of_processes.is_contiguous():
-                raise ValueError(f"epoch_so_far: no {tuple(own.shape)} a process for {name}")
-            if len(of_processes) == self.trainer.world_size:
-                mine = of_processes[self.global_rank]
-            else:
-                mine = of_processes.sum(0) * (self.global_rank == 0)
-            setattr(holder, name, mine.to(own))
+        self.metrics.take_up(checkpoint.get("epoch_so_far", ()), self.global_rank, now)
 
     def on_train_epoch_end(self):
         mixing = {name: getattr(self.model, name) for name in self.model.mixing_names}

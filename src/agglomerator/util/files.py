@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,6 +54,12 @@ def write_rows(path, rows, names=None):
         table = csv.DictWriter(file, names)
         table.writeheader()
         table.writerows(rows)
+
+
+def copy_whole(source, target):
+    """Copy a file, whole or not at all."""
+    with source.open("rb") as file, written_whole(target, "wb") as copy:
+        shutil.copyfileobj(file, copy)
 
 
 def read_rows(path):
